@@ -47,10 +47,9 @@ docs: $(STAMP) ## write the generated reference pages anew
 
 lock: $(STAMP) ## resolve requirements.lock anew (installs uv into .venv)
 	@$(BIN)/python -m pip install --quiet uv
-	@printf 'hatchling\n' > .lock-build.in
-	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --all-extras --group dev pyproject.toml .lock-build.in -o .lock.out >/dev/null
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate --all-extras --group dev pyproject.toml -o .lock.out >/dev/null
 	@{ echo "# Locked set for development, demo and tests: Python 3.11 to 3.13, Linux and macOS. Made by: make lock"; cat .lock.out; } > requirements.lock
-	@rm -f .lock-build.in .lock.out
+	@rm -f .lock.out
 
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

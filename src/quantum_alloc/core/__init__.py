@@ -6,7 +6,6 @@ decisions are frozen, explain themselves, and show as tables.
 
 from quantum_alloc.core.allocation import (
     AllocationDecision,
-    AllocationParams,
     Attribution,
     Bound,
     PerformanceSource,
@@ -14,15 +13,7 @@ from quantum_alloc.core.allocation import (
     SharedInputs,
     Skipped,
     SymbolInputs,
-    Zone,
     allocate,
-    cluster_factor,
-    cluster_ratio,
-    drawdown_factor,
-    drawdown_zone,
-    performance_factor,
-    regime_factor,
-    uncapped_target,
 )
 from quantum_alloc.core.budget import (
     BudgetCycle,
@@ -36,6 +27,17 @@ from quantum_alloc.core.budget import (
     vol_regime,
 )
 from quantum_alloc.core.caps import AllocationCycle, allocate_arrays, allocate_portfolio
+from quantum_alloc.core.factors import (
+    AllocationParams,
+    Zone,
+    cluster_factor,
+    cluster_ratio,
+    drawdown_factor,
+    drawdown_zone,
+    performance_factor,
+    regime_factor,
+    uncapped_target,
+)
 from quantum_alloc.core.market import hourly_sigma
 from quantum_alloc.core.numeric import clamp, clamp01, ewma, step
 from quantum_alloc.core.params import config_hash

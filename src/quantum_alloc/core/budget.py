@@ -265,7 +265,8 @@ def budget_cycle(inputs: BudgetInputs, params: BudgetParams | None = None, attem
 
     >>> from quantum_alloc.core.reading import fresh
     >>> book = {"BTCUSDT": fresh(Position(0.02, 90_000.0, 0.0))}
-    >>> inputs = BudgetInputs(0.0, fresh(Portfolio(100_000.0, 0.0)), book, {"BTCUSDT": fresh(Market(90_000.0, 0.006))}, {})
+    >>> market = {"BTCUSDT": fresh(Market(90_000.0, 0.006))}
+    >>> inputs = BudgetInputs(0.0, fresh(Portfolio(100_000.0, 0.0)), book, market, {})
     >>> budget_cycle(inputs).decisions[0].budget_usd
     1867.9136
     """

@@ -15,19 +15,21 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from quantum_alloc.core.allocation import (
-    DEFAULTS,
     AllocationDecision,
-    AllocationParams,
     SharedInputs,
     Skipped,
     SymbolInputs,
     allocate,
     cap_group,
+    group_of,
+    halted,
+)
+from quantum_alloc.core.factors import (
+    DEFAULTS,
+    AllocationParams,
     cluster_factor,
     cluster_ratio,
     drawdown_factor,
-    group_of,
-    halted,
     performance_factor,
     uncapped_target,
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,10 +24,7 @@ Num = TypeVar("Num", float, "NDArray[np.float64]")
 
 
 def _is_array(*values: object) -> bool:
-    for v in values:
-        if not isinstance(v, (float, int)):
-            return True
-    return False
+    return not all(isinstance(v, (float, int)) for v in values)
 
 
 def clamp(x: Num, lo: float, hi: float) -> Num:
@@ -48,7 +45,8 @@ def clamp(x: Num, lo: float, hi: float) -> Num:
         import numpy as np
 
         return cast(Num, np.where(x < lo, lo, np.where(x > hi, hi, x)))
-    return cast(Num, lo if x < lo else hi if x > hi else x)
+    scalar: Any = x
+    return cast(Num, lo if scalar < lo else hi if scalar > hi else scalar)
 
 
 def clamp01(x: Num) -> Num:
@@ -77,7 +75,8 @@ def smaller(x: Num, y: Num | float) -> Num:
         import numpy as np
 
         return cast(Num, np.where(y < x, y, x))
-    return cast(Num, y if y < x else x)
+    scalar: Any = x
+    return cast(Num, y if y < scalar else scalar)
 
 
 def step(x: Num, edge: Num | float, below: Num | float, above: Num | float) -> Num:
@@ -98,7 +97,8 @@ def step(x: Num, edge: Num | float, below: Num | float, above: Num | float) -> N
         import numpy as np
 
         return cast(Num, np.where(np.less(x, edge), below, above))
-    return cast(Num, below if x < edge else above)
+    low: Any = below
+    return cast(Num, low if x < edge else above)
 
 
 def ewma(prev: Num, x: Num, alpha: float) -> Num:

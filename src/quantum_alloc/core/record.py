@@ -18,7 +18,6 @@ from typing import TypeVar
 from quantum_alloc.core.allocation import (
     RULES_VERSION,
     AllocationDecision,
-    AllocationParams,
     Attribution,
     Regime,
     SharedInputs,
@@ -28,6 +27,7 @@ from quantum_alloc.core.allocation import (
     group_of,
 )
 from quantum_alloc.core.caps import AllocationCycle
+from quantum_alloc.core.factors import AllocationParams
 from quantum_alloc.core.params import config_hash, from_json, to_json
 from quantum_alloc.core.portfolio import Portfolio
 from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable, age_s

@@ -6,11 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from html import escape
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import pandas
-    import polars
+from importlib import import_module
+from typing import Any
 
 
 def _plain(value: Any) -> Any:
@@ -70,14 +67,10 @@ class Table:
         rows = self.rows()
         return html_table(list(rows[0]) if rows else [], [list(r.values()) for r in rows])
 
-    def to_pandas(self) -> pandas.DataFrame:
+    def to_pandas(self) -> Any:
         """The rows as a pandas data frame (pandas must be installed)."""
-        import pandas as pd
+        return import_module("pandas").DataFrame(self.rows())
 
-        return pd.DataFrame(self.rows())
-
-    def to_polars(self) -> polars.DataFrame:
+    def to_polars(self) -> Any:
         """The rows as a polars data frame (polars must be installed)."""
-        import polars as pl
-
-        return pl.DataFrame(self.rows())
+        return import_module("polars").DataFrame(self.rows())

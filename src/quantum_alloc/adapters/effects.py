@@ -1,0 +1,114 @@
+"""Commands, their replies, and what a decision wants written, as data: nothing is sent until the end of a cycle.
+
+Each effect knows its commands, so that the store need not know what it writes. A group of effects is applied in one
+MULTI. ``in_groups`` cuts a long list of per-symbol effects into groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Command: TypeAlias = tuple[str | bytes | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The server's refusal of one command.
+
+    Attributes:
+        code: the first word of the error, WRONGTYPE for example.
+        message: the rest, for logs.
+    """
+
+    code: str
+    message: str = ""
+
+
+Reply: TypeAlias = "bytes | int | Failed | list[Reply] | None"
+"""What one command is answered with (RESP2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HashSet:
+    """Fields of a hash, written over those that are there.
+
+    Attributes:
+        key: the hash.
+        fields: names and texts.
+        ttl_s: expiry in seconds, set in the same step; None for none.
+        delete: fields to remove.
+    """
+
+    key: str
+    fields: Mapping[str, str]
+    ttl_s: int | None = None
+    delete: tuple[str, ...] = ()
+
+    def commands(self) -> list[Command]:
+        """HSET, HDEL and EXPIRE."""
+        out: list[Command] = [("HSET", self.key, *(x for pair in self.fields.items() for x in pair))]
+        if self.delete:
+            out.append(("HDEL", self.key, *self.delete))
+        if self.ttl_s is not None:
+            out.append(("EXPIRE", self.key, self.ttl_s))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class StreamAdd:
+    """One entry of a stream.
+
+    Attributes:
+        key: the stream.
+        fields: names and texts.
+        maxlen: about how many entries are kept.
+    """
+
+    key: str
+    fields: Mapping[str, str]
+    maxlen: int
+
+    def commands(self) -> list[Command]:
+        """XADD with approximate trimming."""
+        pairs = (x for pair in self.fields.items() for x in pair)
+        return [("XADD", self.key, "MAXLEN", "~", self.maxlen, "*", *pairs)]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdd:
+    """Members of a set.
+
+    Attributes:
+        key: the set.
+        members: texts, at least one.
+    """
+
+    key: str
+    members: tuple[str, ...]
+
+    def commands(self) -> list[Command]:
+        """SADD."""
+        return [("SADD", self.key, *self.members)]
+
+
+Effect: TypeAlias = HashSet | StreamAdd | SetAdd
+Group: TypeAlias = tuple[Effect, ...]
+"""Effects that are applied together or not at all."""
+
+
+def in_groups(per_symbol: Sequence[Sequence[Effect]], symbols_per_group: int) -> tuple[Group, ...]:
+    """Groups of at most so many symbols' effects, in the given order.
+
+    Args:
+        per_symbol: the effects of each symbol.
+        symbols_per_group: at least 1.
+
+    >>> [len(g) for g in in_groups([[SetAdd("k", (s,))] for s in "abcde"], 2)]
+    [2, 2, 1]
+    """
+    return tuple(
+        tuple(e for effects in per_symbol[i : i + symbols_per_group] for e in effects)
+        for i in range(0, len(per_symbol), symbols_per_group)
+    )

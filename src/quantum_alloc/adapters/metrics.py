@@ -1,0 +1,219 @@
+"""Metrics: one table a service, read off decisions; served in Prometheus' text format.
+
+A metric must stand in its service's table, which also makes the reference page and is checked by a test. Counters only
+grow; gauges with labels are replaced as a whole, so that a symbol that went away leaves no old value. A ``symbol``
+label comes from the validated universe: at most ``max_symbols`` get one, counters of the others go to ``other`` and
+their gauges are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+OTHER = "other"
+Labels = tuple[str, ...]
+DURATIONS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One metric.
+
+    Attributes:
+        name: as Prometheus sees it; a counter's ends in ``_total``.
+        kind: counter, gauge or histogram.
+        help: one sentence.
+        labels: label names.
+    """
+
+    name: str
+    kind: str
+    help: str
+    labels: Labels = ()
+
+
+COMMON = (
+    Row("quantum_alloc_cycles_total", "counter", "Cycles by outcome: ok, nothing, store, error.", ("outcome",)),
+    Row("quantum_alloc_cycle_duration_seconds", "histogram", "First read sent to last write acknowledged."),
+    Row("quantum_alloc_inputs_total", "counter", "Inputs looked at, by what became of them.", ("input", "reason")),
+    Row("quantum_alloc_store_errors_total", "counter", "Cycles given up for the store, by code.", ("code",)),
+    Row("quantum_alloc_write_refused_total", "counter", "Commands that the server refused alone.", ("code",)),
+    Row("quantum_alloc_symbol_errors_total", "counter", "Programming errors that cost one symbol of one cycle."),
+    Row("quantum_alloc_refused_names", "gauge", "Names found that are no symbols or cluster ids."),
+    Row("quantum_alloc_dropped_symbols", "gauge", "Symbols beyond MAX_SYMBOLS."),
+    Row("quantum_alloc_symbols", "gauge", "Symbols of the last cycle."),
+    Row("quantum_alloc_ready", "gauge", "1 when Redis is reached and a cycle has finished."),
+    Row("quantum_alloc_last_cycle_timestamp_seconds", "gauge", "The decision clock of the last finished cycle."),
+    Row("quantum_alloc_mode_info", "gauge", "1 for the mode that is on.", ("mode",)),
+    Row("quantum_alloc_mode_unrecognised", "gauge", "1 when the mode variable was not understood: it runs in shadow."),
+    Row("quantum_alloc_build_info", "gauge", "1 for what runs here.", ("version", "config")),
+)
+
+FEED = (
+    Row("quantum_alloc_feed_candles_total", "counter", "Candles by what became of them.", ("result",)),
+    Row("quantum_alloc_feed_gaps_total", "counter", "Candles that do not follow the one before them directly."),
+    Row("quantum_alloc_feed_live_symbols", "gauge", "Symbols that still have candles."),
+    Row("quantum_alloc_price_usd", "gauge", "Last close.", ("symbol",)),
+)
+PORTFOLIO = (
+    Row("quantum_alloc_equity_usd", "gauge", "Balance and unrealised PnL."),
+    Row("quantum_alloc_peak_equity_usd", "gauge", "Greatest equity on record."),
+    Row("quantum_alloc_drawdown_ratio", "gauge", "1 - equity / peak."),
+    Row("quantum_alloc_positions", "gauge", "Positions with a quantity other than 0."),
+    Row("quantum_alloc_positions_unusable", "gauge", "Positions counted by old values, or left out.", ("how",)),
+)
+BUDGET = (
+    Row("quantum_alloc_budget_usd", "gauge", "Base budget.", ("symbol",)),
+    Row("quantum_alloc_portfolio_heat_ratio", "gauge", "Sum of |notional| x hourly sigma over equity."),
+    Row(
+        "quantum_alloc_budget_violations_total",
+        "counter",
+        "Cycles in which |notional| was above the budget.",
+        ("symbol",),
+    ),
+)
+ALLOCATION = (
+    Row("p29_targets_computed_total", "counter", "Targets computed.", ("symbol",)),
+    Row("p29_shadow_pass_total", "counter", "Targets computed in shadow, one a symbol and cycle."),
+    Row("p29_enforce_overrides_total", "counter", "Target hashes written.", ("symbol",)),
+    Row("p29_stale_fallback_total", "counter", "Inputs that were there but could not be used.", ("data_source",)),
+    Row("p29_allocation_confidence", "gauge", "Confidence of the target.", ("symbol",)),
+    Row("p29_target_usd", "gauge", "Target.", ("symbol",)),
+    Row("p29_regime_factor", "gauge", "Regime factor of the cycle."),
+    Row("p29_cluster_factor", "gauge", "Cluster factor.", ("cluster",)),
+    Row("p29_drawdown_factor", "gauge", "Drawdown factor of the cycle."),
+    Row("p29_loop_duration_seconds", "histogram", "First read sent to last write acknowledged."),
+    Row("quantum_alloc_targets", "gauge", "Targets of the last cycle."),
+    Row("quantum_alloc_skipped_total", "counter", "Symbols without a target, by reason.", ("reason",)),
+)
+TABLES: Mapping[str, tuple[Row, ...]] = {
+    "feed": FEED,
+    "portfolio": PORTFOLIO,
+    "budget": BUDGET,
+    "allocation": ALLOCATION,
+}
+
+
+class Metrics(Collector):
+    """The metrics of one service."""
+
+    def __init__(self, service: str, max_symbols: int = 500) -> None:
+        """Start at nothing.
+
+        Args:
+            service: a name of ``TABLES``.
+            max_symbols: symbols that get a label of their own.
+        """
+        self.service = service
+        self._rows = {row.name: row for row in (*COMMON, *TABLES.get(service, ()))}
+        self._values: dict[str, dict[Labels, float]] = {
+            row.name: ({} if row.labels else {(): 0.0}) for row in self._rows.values() if row.kind != "histogram"
+        }
+        self._max_symbols = max_symbols
+        self._symbols: set[str] = set()
+        self._registry = CollectorRegistry()
+        self._histograms = {
+            row.name: Histogram(row.name, row.help, buckets=DURATIONS_S, registry=self._registry)
+            for row in self._rows.values()
+            if row.kind == "histogram"
+        }
+        self._registry.register(self)
+
+    def _has_label(self, symbol: str) -> bool:
+        if symbol not in self._symbols:
+            if len(self._symbols) >= self._max_symbols:
+                return False
+            self._symbols.add(symbol)
+        return True
+
+    def add(self, name: str, *labels: str, amount: float = 1.0) -> None:
+        """Let a counter grow.
+
+        Args:
+            name: of the table.
+            labels: values, in the table's order.
+            amount: at least 0.
+        """
+        if self._rows[name].labels[:1] == ("symbol",) and not self._has_label(labels[0]):
+            labels = (OTHER, *labels[1:])
+        values = self._values[name]
+        values[labels] = values.get(labels, 0.0) + amount
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Set one value of a gauge.
+
+        Args:
+            name: of the table.
+            value: any number.
+            labels: values, in the table's order.
+        """
+        self._values[name][labels] = value
+
+    def replace(self, name: str, values: Mapping[str, float]) -> None:
+        """Replace all values of a gauge with one label.
+
+        Args:
+            name: of the table.
+            values: by label value.
+        """
+        if self._rows[name].labels == ("symbol",):
+            shown = [k for k in values if self._has_label(k)]
+        else:
+            shown = sorted(values)[: self._max_symbols]
+        self._values[name] = {(k,): values[k] for k in shown}
+
+    def observe(self, name: str, value: float) -> None:
+        """Put a value into a histogram.
+
+        Args:
+            name: of the table.
+            value: seconds.
+        """
+        self._histograms[name].observe(value)
+
+    def value(self, name: str, *labels: str) -> float:
+        """What a counter or gauge shows now; 0 where nothing was counted.
+
+        Args:
+            name: of the table.
+            labels: values, in the table's order.
+        """
+        return self._values[name].get(labels, 0.0)
+
+    def values(self, name: str) -> dict[Labels, float]:
+        """All values of a counter or gauge, by labels."""
+        return self._values[name].copy()
+
+    def collect(self) -> Iterator[Metric]:
+        """The snapshot that Prometheus reads."""
+        for name, values in self._values.items():
+            row = self._rows[name]
+            family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
+            metric = family(name, row.help, labels=row.labels)
+            for labels, value in values.copy().items():
+                metric.add_metric(labels, value)
+            yield metric
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+def reference_page() -> str:
+    """The reference of all metrics, as Markdown."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made by `quantum-alloc config docs metrics`. Every service also has the common ones.",
+        "",
+    ]
+    for title, rows in (("Common", COMMON), *((name, rows) for name, rows in TABLES.items())):
+        lines += [f"## {title}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{r.name}` | {r.kind} | {', '.join(r.labels) or '-'} | {r.help} |" for r in rows]
+        lines.append("")
+    return "\n".join(lines)

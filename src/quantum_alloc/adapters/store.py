@@ -1,0 +1,208 @@
+"""Redis, as the services see it: batched reads, groups of effects applied in one MULTI, one exception type.
+
+- A batch is packed beforehand, sent in chunks with two in flight, and answered as a list; no command waits for another.
+- Time-outs are 200 ms. A read is tried once more on a fresh connection when the old one turned out to be closed; a
+  write is never sent twice.
+- A server's refusal of one key (WRONGTYPE) is a ``Failed`` reply; a refusal that concerns every key (LOADING, OOM,
+  NOAUTH and their like), and every trouble of the connection, is a ``StoreError``.
+
+Authentication, TLS and reconnects are redis-py's; this uses its connection beneath the Pipeline object. RESP2 is fixed:
+its replies are flat lists of bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from quantum_alloc.adapters.effects import Command, Failed, Group, Reply
+
+TIMEOUT_S = 0.2
+CHUNK_COMMANDS = 300
+
+CONFIGURATION_CODES = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
+STORE_CODES = CONFIGURATION_CODES | {
+    "OOM", "READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS", "MISCONF", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MOVED",
+    "ASK", "CROSSSLOT", "EXECABORT",
+}  # fmt: skip
+"""Refusals that concern the server or our account, not one key."""
+CODES = STORE_CODES | {"unreachable", "timeout", "closed", "other"}
+"""Every code a ``StoreError`` can carry: a closed set, safe as a metric label."""
+
+
+_pack = cast(Callable[[Command], bytes], hiredis.pack_command)
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked, as a whole.
+
+    Attributes:
+        code: one of ``CODES``.
+        detail: for logs; holds no secret.
+    """
+
+    def __init__(self, code: str, detail: str = "") -> None:
+        """Keep the code and the detail."""
+        super().__init__(f"{code}: {detail}" if detail else code)
+        self.code = code if code in CODES else "other"
+        self.detail = detail
+
+    @property
+    def is_configuration(self) -> bool:
+        """True for a wrong or missing password or right: waiting alone will not help."""
+        return self.code in CONFIGURATION_CODES
+
+
+def _code(error: RedisError) -> str:
+    known = getattr(error, "status_code", None)
+    text = str(error)
+    if known is not None:
+        return str(known)
+    if isinstance(error, AuthenticationError):
+        return "WRONGPASS"
+    return text.split(" ", 1)[0] if text else "ERR"
+
+
+def _store_error(error: Exception, where: str) -> StoreError:
+    if isinstance(error, RedisTimeoutError):
+        return StoreError("timeout", f"no answer from {where} within {TIMEOUT_S * 1e3:.0f} ms")
+    code = _code(error) if isinstance(error, RedisError) else ""
+    if code in STORE_CODES:
+        return StoreError(code, f"{where} answered {code}")
+    if isinstance(error, (RedisConnectionError, OSError)):
+        refused = "onnecting to" in str(error) or "onnection refused" in str(error)
+        return StoreError("unreachable" if refused else "closed", f"{where}: {error}")
+    return StoreError("other", f"{where}: {type(error).__name__}")
+
+
+def _failed(error: ResponseError) -> Failed:
+    return Failed(_code(error), str(error))
+
+
+class Store:
+    """One connection to one server, for one thread."""
+
+    def __init__(self, url: str, password: str | None = None, shown: str = "", timeout_s: float = TIMEOUT_S) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            url: redis://, rediss:// or unix:// address.
+            password: None for none; it overrides one in the address.
+            shown: the address as messages show it.
+            timeout_s: of connecting, sending and receiving, each.
+
+        Raises:
+            ValueError: the address is of no known kind.
+        """
+        secret = {} if password is None else {"password": password}
+        self.shown = shown or "the server"
+        self._pool = redis.ConnectionPool.from_url(
+            url,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            health_check_interval=0,
+            client_name="quantum-alloc",
+            **secret,
+        )
+
+    def read(self, commands: Sequence[Command]) -> list[Reply]:
+        """The replies to a batch of reading commands, in order.
+
+        Args:
+            commands: any number.
+
+        Raises:
+            StoreError: nothing can be said about any of them.
+        """
+        if not commands:
+            return []
+        try:
+            return self._batch(commands)
+        except StoreError as error:
+            if error.code != "closed":
+                raise
+        return self._batch(commands)
+
+    def apply(self, groups: Sequence[Group]) -> list[tuple[str, Failed]]:
+        """Write groups of effects, each in one MULTI, in order; nothing is sent twice.
+
+        Args:
+            groups: the effects.
+
+        Returns:
+            Key and refusal of each command that the server refused alone (WRONGTYPE); the rest of its group stands.
+
+        Raises:
+            StoreError: a group was refused or the connection broke; the groups before it stand.
+        """
+        refused: list[tuple[str, Failed]] = []
+        for group in groups:
+            commands = [c for effect in group for c in effect.commands()]
+            if commands:
+                refused += self._transaction(commands)
+        return refused
+
+    def ping(self) -> None:
+        """Raise StoreError unless the server answers."""
+        self.read([("PING",)])
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._pool.disconnect()
+
+    def _transaction(self, commands: list[Command]) -> list[tuple[str, Failed]]:
+        replies = self._batch([("MULTI",), *commands, ("EXEC",)])
+        outcome = replies[-1]
+        if not isinstance(outcome, list):
+            why = next((r for r in replies if isinstance(r, Failed) and r.code != "EXECABORT"), outcome)
+            code = why.code if isinstance(why, Failed) else "other"
+            raise StoreError(
+                code, f"{self.shown} refused a transaction: {why.message if isinstance(why, Failed) else ''}"
+            )
+        return [(str(c[1]), r) for c, r in zip(commands, outcome, strict=True) if isinstance(r, Failed)]
+
+    def _batch(self, commands: Sequence[Command]) -> list[Reply]:
+        try:
+            connection: Any = self._pool.get_connection()
+        except (RedisError, OSError) as error:
+            raise _store_error(error, self.shown) from None
+        try:
+            replies: list[Reply] = []
+            sent = 0
+            while len(replies) < len(commands):
+                while sent < len(commands) and sent - len(replies) <= CHUNK_COMMANDS:
+                    chunk = commands[sent : sent + CHUNK_COMMANDS]
+                    connection.send_packed_command([b"".join(map(_pack, chunk))], check_health=False)
+                    sent += len(chunk)
+                replies += [self._reply(connection) for _ in range(min(CHUNK_COMMANDS, sent - len(replies)))]
+        except (RedisError, OSError) as error:
+            connection.disconnect()
+            raise _store_error(error, self.shown) from None
+        except BaseException:
+            connection.disconnect()  # replies may be under way that belong to nobody
+            raise
+        finally:
+            self._pool.release(connection)
+        for reply in replies:
+            if isinstance(reply, Failed) and reply.code in STORE_CODES and reply.code != "EXECABORT":
+                raise StoreError(reply.code, f"{self.shown} answered {reply.message[:200]}")
+        return replies
+
+    def _reply(self, connection: Any) -> Reply:
+        try:
+            reply = connection.read_response(disable_decoding=True)
+        except ResponseError as error:
+            return _failed(error)
+        if isinstance(reply, list):
+            return [_failed(r) if isinstance(r, ResponseError) else cast(Reply, r) for r in reply]
+        return cast(Reply, reply)

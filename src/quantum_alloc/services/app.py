@@ -1,0 +1,276 @@
+"""The composition root: settings to running services, in one place.
+
+``assemble`` builds one service's loop; ``run_once`` and ``run_for_good`` run some. One thread and one connection a
+service; the main thread waits for SIGTERM or SIGINT, and every service finishes or does not begin its cycle, within two
+seconds. systemd is told when the ports are open and, after each finished cycle, that all loops are alive.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from quantum_alloc import __version__
+from quantum_alloc.adapters.candles import Candles, Step, read_candles
+from quantum_alloc.adapters.clock import Clock
+from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.simulator import DEFAULT_SYMBOLS, simulate
+from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.writes import Target
+from quantum_alloc.core import config_hash
+from quantum_alloc.core.paper import Book, open_book
+from quantum_alloc.services import allocation, budget, feed, http, portfolio
+from quantum_alloc.services.loop import Loop
+from quantum_alloc.services.options import (
+    AllocationOptions,
+    BudgetOptions,
+    FeedOptions,
+    PortfolioOptions,
+    Settings,
+)
+
+AnyLoop = Loop[Any, Any, Any]
+STOP_WITHIN_S = 2.0
+log = logging.getLogger("quantum_alloc")
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """Where candles come from, and what the paper book needs to know of them.
+
+    Attributes:
+        steps: in the order of time.
+        symbols: all that will ever come.
+        bar_s: smallest bar length, seconds.
+        candles: the files' contents, None for the simulator.
+    """
+
+    steps: Iterator[Step]
+    symbols: tuple[str, ...]
+    bar_s: float
+    candles: Candles | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a service is built from."""
+
+    settings: Settings
+    store: Store
+    metrics: Metrics
+    clock: Clock
+    source: Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]
+
+
+def open_market(options: FeedOptions, symbols: Sequence[str]) -> Market:
+    """The candle files of the settings, or the simulator.
+
+    Args:
+        options: files or seed.
+        symbols: which ones; empty for all.
+
+    Raises:
+        CandleError: a file cannot be used.
+    """
+    if options.candles:
+        read = read_candles(options.candles, symbols=symbols, strict=options.strict)
+        return Market(iter(read.steps), read.symbols, read.bar_s, read)
+    names = tuple(sorted(symbols or DEFAULT_SYMBOLS))
+    return Market(simulate(options.seed, symbols=names), names, 60.0, None)
+
+
+def count_market(market: Market, metrics: Metrics) -> None:
+    """What was wrong with the candle files, as metrics and one warning a kind."""
+    read = market.candles
+    if read is None:
+        return
+    for result, n in (("late", read.late), ("repeated", read.repeated), ("malformed", read.malformed)):
+        metrics.add("quantum_alloc_feed_candles_total", result, amount=n)
+    for flaw in read.flaws[:10]:
+        log.warning("%s, line %d is left out: %s", Path(flaw.file).name, flaw.line, flaw.reason)
+    if read.late or read.repeated or read.malformed:
+        log.warning("candles late=%d repeated=%d malformed=%d", read.late, read.repeated, read.malformed)
+
+
+def paced_source(settings: Settings) -> Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]:
+    """Candles at the pace of the wall clock."""
+
+    def source(options: FeedOptions, metrics: Metrics) -> tuple[feed.Source, Market]:
+        market = open_market(options, settings.common.symbols)
+        count_market(market, metrics)
+        return feed.Paced(market.steps, market.bar_s, options.speed, options.rewrite_s), market
+
+    return source
+
+
+def book_of(options: FeedOptions, symbols: int) -> Book:
+    """The paper book at its start: the same notional in each symbol."""
+    return open_book(options.paper_equity_usd, options.paper_exposure_pct, symbols)
+
+
+def _feed(parts: Parts) -> tuple[AnyLoop, str]:
+    options = parts.settings.of(FeedOptions)
+    source, market = parts.source(options, parts.metrics)
+    book = book_of(options, len(market.symbols))
+    to = Target(maxlen=parts.settings.common.stream_maxlen)
+    cycle = feed.build(parts.store, parts.metrics, source, book, to, paper=options.paper_book)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), ""
+
+
+def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(PortfolioOptions), parts.settings.common
+    to = Target(maxlen=common.stream_maxlen)
+    universe = portfolio.universe_of(to.keys, common.symbols, common.max_symbols)
+    cycle = portfolio.build(
+        parts.store,
+        parts.metrics,
+        universe,
+        to,
+        options.interval_s,
+        options.balance_stale_s,
+        options.position_stale_s,
+    )
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), ""
+
+
+def _budget(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(BudgetOptions), parts.settings.common
+    to = Target(options.mode.value, maxlen=common.stream_maxlen)
+    universe = budget.universe_of(to.keys, common.symbols, common.max_symbols)
+    params = options.params()
+    cycle = budget.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _allocation(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(AllocationOptions), parts.settings.common
+    to = Target(options.mode.value, options.target_ttl_s, common.stream_maxlen)
+    universe = allocation.universe_of(to.keys, common.symbols, common.max_symbols)
+    params = options.params()
+    cycle = allocation.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+SERVICES: Mapping[str, Callable[[Parts], tuple[AnyLoop, str]]] = {
+    "feed": _feed,
+    "portfolio": _portfolio,
+    "budget": _budget,
+    "allocation": _allocation,
+}
+"""In the order in which one symbol's journey goes through them."""
+
+MODE_VARIABLES = {"budget": "P28_MODE", "allocation": "P29_MODE"}
+
+
+def open_store(settings: Settings) -> Store:
+    """A connection to the Redis of the settings; nothing is sent yet."""
+    redis = settings.redis
+    return Store(redis.url or redis.address(), redis.password(), shown=redis.address())
+
+
+def assemble(name: str, parts: Parts) -> tuple[AnyLoop, dict[str, str]]:
+    """One service's loop, and what ``/health`` says about it."""
+    loop, config = SERVICES[name](parts)
+    m = parts.metrics
+    m.set("quantum_alloc_build_info", 1.0, __version__, config)
+    if loop.cycle.mode:
+        m.set("quantum_alloc_mode_info", 1.0, loop.cycle.mode)
+        unknown = MODE_VARIABLES.get(name) in parts.settings.unrecognised_modes
+        m.set("quantum_alloc_mode_unrecognised", float(unknown))
+    return loop, {"version": __version__, "config": config, "redis": parts.settings.redis.address()}
+
+
+def _build(names: Sequence[str], settings: Settings, clock: Clock) -> list[tuple[AnyLoop, dict[str, str], Store]]:
+    built = []
+    for name in (n for n in SERVICES if n in names):
+        store = open_store(settings)
+        metrics = Metrics(name, settings.common.metrics_max_symbols)
+        parts = Parts(settings, store, metrics, clock, paced_source(settings))
+        built.append((*assemble(name, parts), store))
+    return built
+
+
+def run_once(names: Sequence[str], settings: Settings, clock: Clock) -> str:
+    """One cycle of each service; no port is opened.
+
+    Returns:
+        Empty, or the first trouble that kept a cycle from ending.
+    """
+    trouble = ""
+    for loop, _, store in _build(names, settings, clock):
+        if not loop.once():
+            trouble = trouble or f"{loop.cycle.name}: {loop.last_error}"
+        store.close()
+    return trouble
+
+
+def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None:
+    """Services until SIGTERM or SIGINT.
+
+    Raises:
+        PortTaken: a port cannot be opened; nothing was started.
+    """
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    built = _build(names, settings, clock)
+    servers = []
+    try:
+        for loop, about, _ in built:
+            port = settings.services[loop.cycle.name].port
+            host = settings.common.metrics_host
+            servers.append(http.serve(host, port, http.routes(loop, about), loop.cycle.name))
+            log.info("%s serves /metrics /health /ready on %s:%d", loop.cycle.name, host, port)
+        threads = [Thread(target=loop.run, args=(stop,), name=loop.cycle.name, daemon=True) for loop, _, _ in built]
+        alive = Watchdog([loop for loop, _, _ in built])
+        for loop, _, _ in built:
+            loop.on_finished = alive.finished
+        for thread in threads:
+            thread.start()
+        notify("READY=1")
+        stop.wait()
+        notify("STOPPING=1")
+        deadline = time.monotonic() + STOP_WITHIN_S
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+        for _, _, store in built:
+            store.close()
+    log.info("ended")
+
+
+class Watchdog:
+    """Tells systemd that all loops are alive, after a finished cycle of any."""
+
+    def __init__(self, loops: Sequence[AnyLoop]) -> None:
+        """Watch these loops."""
+        self._loops = loops
+
+    def finished(self) -> None:
+        """A cycle has finished: ping, unless some loop hangs."""
+        if not any(loop.is_late() for loop in self._loops):
+            notify("WATCHDOG=1")
+
+
+def notify(state: str) -> None:
+    """sd_notify: one datagram to systemd's socket, where there is one."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect("\0" + path[1:] if path.startswith("@") else path)
+            sock.sendall(state.encode())
+        except OSError as error:
+            log.debug("systemd could not be told %s: %s", state, error)

@@ -1,0 +1,238 @@
+"""``quantum-alloc``: run services, the demo, status, configuration.
+
+Exit codes: 0 done; 2 a mistake in the command; 65 candles that cannot be used; 69 Redis does not answer; 78 a mistake
+in the settings, or a port that is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event
+
+from quantum_alloc import __version__
+from quantum_alloc.adapters.candles import CandleError
+from quantum_alloc.adapters.clock import Clock, SetClock, WallClock
+from quantum_alloc.adapters.codec import symbol as valid_symbol
+from quantum_alloc.adapters.codec import unix_seconds
+from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
+from quantum_alloc.adapters.store import StoreError
+from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status
+from quantum_alloc.services.http import PortTaken
+from quantum_alloc.services.options import load
+from quantum_alloc.services.settings import SettingsError
+
+DONE, USAGE, BAD_CANDLES, NO_REDIS, BAD_SETTINGS = 0, 2, 65, 69, 78
+
+
+class Mistake(Exception):
+    """A mistake in the command; the text is one sentence with the way out."""
+
+
+def _symbols(text: str) -> tuple[str, ...]:
+    names = tuple(n for n in text.split(",") if n)
+    bad = [n for n in names if valid_symbol(n.encode("utf-8", "replace")) is None]
+    if bad or not names:
+        raise argparse.ArgumentTypeError(f"{text!r}: symbols are 2 to 30 capital letters or digits, joined by commas")
+    return names
+
+
+def _epoch(text: str) -> float:
+    seconds = unix_seconds(text.encode("utf-8", "replace"))
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give unix seconds or ISO-8601")
+    return seconds
+
+
+def _at_least_one(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 10**9):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1,000,000,000")
+    return int(text)
+
+
+def _speed(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0.001 to 1,000,000")
+    return value
+
+
+def _candle_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--candles", metavar="FILE", nargs="+", default=[], help="candle files (.csv, .csv.gz); none: simulated"
+    )
+    parser.add_argument("--symbols", type=_symbols, default=(), metavar="A,B", help="only these symbols")
+    parser.add_argument("--seed", type=_at_least_one, default=None, metavar="N", help="seed of the simulator (7)")
+    parser.add_argument("--speed", type=_speed, default=None, metavar="X", help="pace, times real time")
+    parser.add_argument("--strict", action="store_true", help="stop at the first malformed candle")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quantum-alloc",
+        description="Capital allocation and pre-trade governor: decides, every few seconds and explainably, how much "
+        "each symbol may hold.",
+    )
+    parser.add_argument("--version", action="version", version=f"quantum-alloc {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run one or several services in this process")
+    run.add_argument("names", nargs="+", metavar="NAME", help=", ".join(app.SERVICES))
+    run.add_argument("--once", action="store_true", help="one cycle, no port, then exit")
+    run.add_argument("--now", type=_epoch, metavar="EPOCH", help="with --once: the clock, unix seconds or ISO-8601")
+    _candle_flags(run)
+    run.set_defaults(handler=_run)
+
+    show_demo = commands.add_parser("demo", help="the whole chain on simulated time, on a server of its own")
+    _candle_flags(show_demo)
+    length = show_demo.add_mutually_exclusive_group()
+    length.add_argument("--bars", type=_at_least_one, default=1000, metavar="N", help="how many bars (1000)")
+    length.add_argument("--forever", action="store_true", help="until Ctrl-C; a bar a second unless --speed is given")
+    show_demo.add_argument("--keep", action="store_true", help="leave the server up and say how to reach it")
+    show_demo.add_argument("--format", choices=("table", "json"), default="table")
+    show_demo.set_defaults(handler=_demo)
+
+    state = commands.add_parser("status", help="services, modes, ages of inputs, last cycle")
+    state.add_argument("--format", choices=("table", "json"), default="table")
+    state.set_defaults(handler=_status)
+
+    config_cli.add_parser(commands)
+    return parser
+
+
+def _with_candle_flags(args: argparse.Namespace, environ: Mapping[str, str]) -> dict[str, str]:
+    own = dict(environ)
+    given = {
+        "QA_FEED_CANDLES": ":".join(args.candles),
+        "QA_SYMBOLS": ",".join(args.symbols),
+        "QA_FEED_SEED": "" if args.seed is None else str(args.seed),
+        "QA_FEED_SPEED": "" if args.speed is None else str(args.speed),
+        "QA_FEED_STRICT": "1" if args.strict else "",
+    }
+    own.update({k: v for k, v in given.items() if v})
+    return own
+
+
+def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    strange = [n for n in args.names if n not in app.SERVICES]
+    if strange:
+        raise Mistake(f"{strange[0]!r} is not a service: there are {', '.join(app.SERVICES)}")
+    if args.now is not None and not args.once:
+        raise Mistake("--now sets the clock of one cycle: give --once too")
+    if (args.candles or args.speed is not None or args.seed is not None or args.strict) and "feed" not in args.names:
+        raise Mistake(
+            "--candles, --seed, --speed and --strict belong to the service feed, which is not among the names"
+        )
+    settings = load(args.names, _with_candle_flags(args, environ))
+    logs.set_up(settings.common.log_level, settings.common.log_format)
+    for warning in settings.warnings:
+        app.log.warning("%s", warning)
+    clock: Clock = WallClock() if args.now is None else SetClock(args.now)
+    if not args.once:
+        app.run_for_good(args.names, settings, clock)
+        return DONE
+    trouble = app.run_once(args.names, settings, clock)
+    if trouble:
+        print(f"quantum-alloc: the cycle did not end: {trouble}", file=sys.stderr)
+        return NO_REDIS
+    return DONE
+
+
+def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    plan = demo.Plan(
+        candles=tuple(args.candles),
+        symbols=args.symbols,
+        seed=args.seed if args.seed is not None else 7,
+        bars=None if args.forever else args.bars,
+        speed=args.speed if args.speed is not None or not args.forever else 60.0,
+        strict=args.strict,
+    )
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    logs.set_up("WARNING", "plain")
+    for warning in demo.settings_of(plan, environ).warnings:
+        app.log.warning("%s", warning)
+    server = EmbeddedServer(outlive=args.keep)
+    kept = 0
+    try:
+        server.start()
+        with demo_view.live(sys.stdout, quiet=args.format == "json") as view:
+            outcome = demo.drive(plan, environ, server, stop, view)
+        where = [
+            "Look further: quantum-alloc demo --keep leaves the server up; README.md and docs/ explain each column."
+        ]
+        if args.keep:
+            demo.keep(server)
+            kept = server.leave()
+            where = [
+                f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {kept})",
+                f"Try: redis-cli -s {server.socket} hgetall quantum:allocation:target:{outcome.symbols[0]}",
+                f"     REDIS_URL={server.url} quantum-alloc status",
+            ]
+        if args.format == "json":
+            found = demo_view.as_dict(outcome)
+            print(show.as_json({**found, "url": server.url, "pid": kept} if kept else found))
+        else:
+            print(demo_view.targets(outcome.progress), demo_view.summary(outcome, where), sep="\n\n")
+    finally:
+        if not kept:
+            server.stop()
+    return DONE
+
+
+def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = load(list(app.SERVICES), environ, together=False)
+    store = app.open_store(settings)
+    found, trouble = status.gather(settings, store, WallClock().now())
+    store.close()
+    if args.format == "json":
+        print(show.as_json({**found, "trouble": trouble}))
+    else:
+        columns = ("service", "port", "state", "mode", "cycles", "last_cycle_s", "ms", "note")
+        print(show.table(found["services"], columns))
+        if "inputs" in found:
+            print("", show.table(found["inputs"]), sep="\n")
+            last = found["last_cycle"]
+            print("", show.table([last]) if last else "No allocation cycle is on record.", sep="\n")
+    if trouble:
+        print(f"quantum-alloc: Redis at {found['redis']} does not answer: {trouble}", file=sys.stderr)
+        return NO_REDIS
+    return DONE
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: its words; None for the process' own.
+        environ: the environment; None for the process' own.
+
+    Returns:
+        The exit code.
+    """
+    args = _parser().parse_args(argv)
+    handler: Callable[[argparse.Namespace, Mapping[str, str]], int] = args.handler
+    try:
+        return handler(args, os.environ if environ is None else environ)
+    except SettingsError as error:
+        code, text = BAD_SETTINGS, f"the settings cannot be used:\n{error}"
+    except PortTaken as error:
+        code, text = BAD_SETTINGS, str(error)
+    except CandleError as error:
+        code, text = BAD_CANDLES, str(error)
+    except (StoreError, ServerError) as error:
+        code, text = NO_REDIS, str(error)
+    except Mistake as error:
+        code, text = USAGE, str(error)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    print(f"quantum-alloc: {text}", file=sys.stderr)
+    return code

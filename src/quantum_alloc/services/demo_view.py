@@ -1,0 +1,201 @@
+"""What a person sees of the demo: a live table with a progress bar on a terminal, else the last table once."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any, Protocol, TextIO
+
+from quantum_alloc.services.demo import Outcome, Progress
+from quantum_alloc.services.show import table
+
+REFRESH_S = 0.1
+COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "reason")
+
+
+class View(Protocol):
+    """Shows progress."""
+
+    def __call__(self, progress: Progress, /) -> None:
+        """Called after every bar."""
+        ...
+
+
+def reason(row: Mapping[str, str]) -> str:
+    """Why a target is what it is, in a few words: the cap that bound, and the inputs that were not there.
+
+    Args:
+        row: the fields of a decision record.
+
+    >>> reason({"bound": "symbol", "budget_state": "ok", "stress_state": "stale", "attribution_state": "ok"})
+    'symbol cap; cluster stale'
+    """
+    parts = [] if row["bound"] == "none" else [row["bound"].replace("+", " and ") + " cap"]
+    unused: dict[str, list[str]] = {}
+    for name, key in (("budget", "budget"), ("cluster", "stress"), ("performance", "attribution")):
+        state = row[f"{key}_state"]
+        if state != "ok":
+            unused.setdefault(state, []).append(name)
+    parts += [f"{', '.join(names)} {state}" for state, names in unused.items()]
+    return "; ".join(parts) or "all inputs used"
+
+
+def rows_of(progress: Progress) -> list[dict[str, Any]]:
+    """One row a symbol, sorted.
+
+    Args:
+        progress: where the demo is.
+    """
+    rows = sorted(progress.rows, key=lambda r: r["symbol"])
+    return [
+        {
+            "symbol": r["symbol"],
+            "base": float(r["base_usd"]),
+            "regime": float(r["regime_factor"]),
+            "cluster": float(r["cluster_factor"]),
+            "drawdown": float(r["drawdown_factor"]),
+            "perf": float(r["performance_factor"]),
+            "cap": float(r["symbol_cap_usd"]),
+            "target": float(r["target_usd"]),
+            "reason": reason(r),
+        }
+        for r in rows
+    ]
+
+
+def moment(ts: float) -> str:
+    """A time as people read it, UTC.
+
+    >>> moment(1765649940.0)
+    '2025-12-13 18:19'
+    """
+    return datetime.fromtimestamp(ts, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def headline(progress: Progress) -> str:
+    """Time, equity, drawdown and regime of the last bar."""
+    p, c = progress.portfolio, progress.cycle
+    equity = f"equity {float(p['equity_usd']):,.2f} USD" if p else "equity unknown"
+    drawdown = f"drawdown {float(p['drawdown']):.2%}" if "drawdown" in p else "drawdown unknown"
+    regime = c.get("regime") or f"regime {c.get('regime_state', 'unknown')}"
+    return f"{moment(progress.now)}  {equity}  {drawdown}  {regime}"
+
+
+def targets(progress: Progress) -> str:
+    """The headline and the table as plain text."""
+    return f"{headline(progress)}\n\n{table(rows_of(progress), COLUMNS)}"
+
+
+def summary(outcome: Outcome, where: Sequence[str]) -> str:
+    """What happened, in plain language.
+
+    Args:
+        outcome: of the demo.
+        where: lines on where to look further.
+    """
+    p, c = outcome.progress, outcome.candles
+    lines = [
+        f"{p.bars:,} bars of {len(outcome.symbols)} symbols, {moment(p.first)} to {moment(p.now)} UTC"
+        + (f", {p.jumps} gaps jumped" if p.jumps else ""),
+        f"{outcome.cycles:,} allocation cycles, {outcome.targets:,} targets",
+        "candles: " + ", ".join(f"{name} {n:,}" for name, n in sorted(c.items()) if n),
+        "inputs not used, so exactly neutral (each producer that does not run yet shows here):"
+        if outcome.fallbacks
+        else "every input was used",
+        *(f"  {name:40} {n:>9,}" for name, n in outcome.fallbacks.items()),
+        f"decisions sha256 {outcome.sha256}",
+        "",
+        *where,
+    ]
+    return "\n".join(lines)
+
+
+def as_dict(outcome: Outcome) -> dict[str, Any]:
+    """The outcome for ``--format json``."""
+    p = outcome.progress
+    return {
+        "bars": p.bars,
+        "first": p.first,
+        "last": p.now,
+        "jumps": p.jumps,
+        "symbols": list(outcome.symbols),
+        "cycles": outcome.cycles,
+        "targets": outcome.targets,
+        "fallbacks": dict(outcome.fallbacks),
+        "candles": dict(outcome.candles),
+        "portfolio": dict(p.portfolio),
+        "last_cycle": dict(p.cycle),
+        "last_decisions": [dict(r) for r in p.rows],
+        "sha256": outcome.sha256,
+    }
+
+
+@contextmanager
+def live(out: TextIO, *, quiet: bool = False) -> Iterator[View]:
+    """A view that suits ``out``: rich on a terminal, one changing line on a terminal without rich, else nothing.
+
+    Args:
+        out: where to show.
+        quiet: show nothing until the end.
+    """
+    if quiet or not out.isatty():
+        yield lambda _: None
+    elif importlib.util.find_spec("rich") is None:
+        yield _line(out)
+        out.write("\n")
+    else:
+        with _rich(out) as view:
+            yield view
+
+
+def _line(out: TextIO) -> View:
+    last = 0.0
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= REFRESH_S:
+            last = time.monotonic()
+            of = f" of {progress.total:,}" if progress.total else ""
+            out.write(f"\r{progress.bars:,}{of} bars  {headline(progress)}")
+            out.flush()
+
+    return show
+
+
+@contextmanager
+def _rich(out: TextIO) -> Iterator[View]:
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Table
+
+    console = Console(file=out)
+    bar = Bar(TextColumn("bars"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    task = bar.add_task("bars", total=None)
+    last = 0.0
+    with Live(console=console, auto_refresh=False, transient=True) as screen:
+
+        def show(progress: Progress) -> None:
+            nonlocal last
+            if time.monotonic() - last < REFRESH_S and progress.bars != progress.total:
+                return
+            last = time.monotonic()
+            bar.update(task, completed=progress.bars, total=progress.total)
+            grid = Table(title=headline(progress), title_justify="left")
+            for name in COLUMNS:
+                grid.add_column(name, justify="left" if name in ("symbol", "reason") else "right", overflow="ellipsis")
+            for row in rows_of(progress)[: max(5, console.height - 9)]:
+                grid.add_row(*(f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+            screen.update(Group(grid, bar), refresh=True)
+
+        yield show
+
+
+def is_terminal(out: TextIO | None = None) -> bool:
+    """True when a person watches."""
+    return (out or sys.stdout).isatty()

@@ -1,0 +1,93 @@
+"""Environment files as systemd reads them, so that a file can be checked before a unit starts with it.
+
+    NAME=value          spaces around the name and around an unquoted value are dropped; the last assignment counts
+    # ; at the start    a comment line; after a value there are no comments
+    NAME="a b" 'a b'    one pair of quotes around the whole value; inside double quotes \\\\ \\" \\` \\$ are escapes
+    NAME=a\\b            without quotes a backslash is eaten and the next character kept; at the end of the line it joins
+                        the next line
+    $                   literal
+
+Where systemd would go on silently, this is an error with a line number: a line without ``=``, a name that it would
+ignore (``export`` among them), a quote that is not closed on its line, text behind a closing quote, a comment that ends
+in a backslash (systemd takes the next line for a part of it).
+"""
+
+from __future__ import annotations
+
+import re
+
+from quantum_alloc.services.values import SPACE
+from quantum_alloc.services.variables import printable
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_EATEN = re.compile(r"\\(.?)", re.DOTALL)
+_ESCAPE = re.compile(r'\\([\\"`$])')
+_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_SINGLE = re.compile(r"'([^']*)'")
+
+
+def parse(text: str) -> tuple[dict[str, str], list[str]]:
+    """Assignments and errors of an environment file.
+
+    Args:
+        text: the file.
+
+    Returns:
+        Values by name, and one sentence for each line that cannot be read.
+
+    >>> parse("# to live\\nTARGET_TTL_SEC = 300\\nLOG_FORMAT=\\"json\\"\\nP29_MODE\\n")
+    ({'TARGET_TTL_SEC': '300', 'LOG_FORMAT': 'json'}, ["line 3: no '=': write NAME=value"])
+    """
+    found: dict[str, str] = {}
+    errors: list[str] = []
+    for number, line in _joined(_LINE_END.split(text)):
+        stripped = line.strip(SPACE)
+        if not stripped:
+            continue
+        if stripped[0] in "#;":
+            if stripped.endswith("\\"):
+                errors.append(f"line {number}: a comment must not end in a backslash: systemd joins the next line to it")
+            continue
+        name, equals, rest = stripped.partition("=")
+        name = name.rstrip(SPACE)
+        trouble = _trouble(name, equals)
+        value = None if trouble else _value(rest.strip(SPACE))
+        if value is None:
+            errors.append(f"line {number}: {trouble or f'{name}: one pair of quotes around the whole value, or none'}")
+        else:
+            found[name] = value
+    return found, errors
+
+
+def _joined(lines: list[str]) -> list[tuple[int, str]]:
+    out: list[tuple[int, str]] = []
+    start, held = 0, ""
+    for number, line in enumerate(lines, 1):
+        start = start or number
+        comment = not held and line.lstrip(SPACE)[:1] in ("#", ";")
+        odd = (len(line) - len(line.rstrip("\\"))) % 2 == 1
+        if odd and not comment and number < len(lines):
+            held += line[:-1]
+            continue
+        out.append((start, held + line))
+        start, held = 0, ""
+    return out
+
+
+def _trouble(name: str, equals: str) -> str:
+    if not equals:
+        return f"{printable(name)}: no '=': write NAME=value" if name.startswith("export ") else "no '=': write NAME=value"
+    if name.startswith("export "):
+        return "systemd knows no 'export': write NAME=value"
+    return "" if _NAME.fullmatch(name) else f"{printable(name)!r} is not a variable's name: systemd would ignore the line"
+
+
+def _value(text: str) -> str | None:
+    if text.startswith('"'):
+        found = _DOUBLE.fullmatch(text)
+        return None if found is None else _ESCAPE.sub(r"\1", found[1])
+    if text.startswith("'"):
+        found = _SINGLE.fullmatch(text)
+        return None if found is None else found[1]
+    return _EATEN.sub(r"\1", text)

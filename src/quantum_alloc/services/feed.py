@@ -1,0 +1,212 @@
+"""``feed``: candles in; market state, bars and, on paper, a book valued at the candles out.
+
+A ``Source`` hands out one step of candles at a time. Everything is stamped with the clock: the machine's, or in the
+demo the close of the candle. Between two bars the market states and positions of the symbols whose candles still come are
+written again every 10 s, so that they stay fresh; a symbol that has ended is left to grow old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from quantum_alloc.adapters.candles import Step, is_gap
+from quantum_alloc.adapters.effects import Effect, Group, HashSet, StreamAdd, in_groups
+from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.writes import BARS_MAXLEN, SYMBOLS_PER_GROUP, Target, stamp, universe_effects
+from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.core.paper import Book, Tape
+from quantum_alloc.core.record import number
+from quantum_alloc.services.loop import Cycle, Told
+
+NAME = "feed"
+LIVE_BARS = 3
+"""A symbol without a candle for this many bars has ended, or pauses."""
+
+
+class Source(Protocol):
+    """Where steps come from."""
+
+    def take(self, now: float) -> Step | None:
+        """The step that is due at ``now``, or None when it is only time to write again."""
+        ...
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until something is due."""
+        ...
+
+    @property
+    def ended(self) -> bool:
+        """True when no step will come any more."""
+        ...
+
+
+class Paced:
+    """Steps at the pace of the wall clock: one every bar / speed; a gap in the candles is not waited for."""
+
+    def __init__(self, steps: Iterator[Step], bar_s: float, speed: float, rewrite_s: float) -> None:
+        """Start with the first step, due at once."""
+        self._steps = steps
+        self._every_s = bar_s / speed
+        self._rewrite_s = rewrite_s
+        self._due: float | None = None
+        self._rewritten = 0.0
+        self._next = next(steps, None)
+
+    @property
+    def ended(self) -> bool:
+        """True when no step will come any more."""
+        return self._next is None
+
+    def take(self, now: float) -> Step | None:
+        """The step that is due, if one is."""
+        self._rewritten = now
+        if self._next is None or (self._due is not None and now < self._due):
+            return None
+        step, self._next = self._next, next(self._steps, None)
+        # never in a hurry to make up for lost time
+        self._due = max((self._due if self._due is not None else now) + self._every_s, now)
+        return step
+
+    def wait_s(self, now: float) -> float:
+        """Seconds until the next step or the next time to write again."""
+        rewrite = self._rewritten + self._rewrite_s - now
+        return rewrite if self._due is None or self._next is None else min(rewrite, self._due - now)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one cycle has to go on."""
+
+    now: float
+    step: Step | None
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is remembered: a tape a symbol, the book, and the time of the newest bar."""
+
+    book: Book
+    tapes: Mapping[str, Tape] = field(default_factory=dict)
+    newest: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one cycle publishes."""
+
+    now: float
+    state: State
+    fresh: tuple[str, ...]
+    bars: Mapping[str, tuple[float, float, float]]
+    gaps: int
+
+
+def step_feed(state: State, seen: Seen) -> tuple[State, Made]:
+    """The tapes and the book after a step; without one, what is still alive is published again."""
+    if seen.step is None:
+        alive = () if seen.ended else _alive(state)
+        return state, Made(seen.now, state, alive, {}, 0)
+    tapes, gaps = dict(state.tapes), 0
+    bars: dict[str, tuple[float, float, float]] = {}
+    for c in seen.step.candles:
+        before = tapes.get(c.symbol)
+        if before is None:
+            tapes[c.symbol] = Tape(c.close, c.close_time, c.bar_s)
+        else:
+            gap = is_gap(before.close_time, c)
+            gaps += gap
+            tapes[c.symbol] = before.next(c.close, c.close_time, c.bar_s, gap=gap)
+        bars[c.symbol] = (c.close, c.volume, c.bar_s)
+    book = state.book.buy({s: close for s, (close, _, _) in bars.items()})
+    after = State(book, tapes, seen.step.close_time)
+    return after, Made(seen.now, after, tuple(sorted(bars)), bars, gaps)
+
+
+def _alive(state: State) -> tuple[str, ...]:
+    return tuple(sorted(s for s, t in state.tapes.items() if t.close_time > state.newest - LIVE_BARS * t.bar_s))
+
+
+def _symbol_effects(made: Made, symbol: str, to: Target, *, paper: bool) -> list[Effect]:
+    tape, when = made.state.tapes[symbol], stamp(made.now)
+    fields = {"price": number(tape.close), "bar_s": number(tape.bar_s), **when}
+    sigma = tape.sigma
+    if sigma is not None:
+        fields["sigma"] = number(sigma)
+    effects: list[Effect] = [HashSet(to.keys.market(symbol), fields, delete=() if sigma is not None else ("sigma",))]
+    if symbol in made.bars:
+        close, volume, bar_s = made.bars[symbol]
+        entry = {"close": number(close), "volume": number(volume), "bar_s": number(bar_s), **stamp(made.now, "ts")}
+        effects.append(StreamAdd(to.keys.bars(symbol), entry, BARS_MAXLEN))
+    holding = made.state.book.holdings.get(symbol)
+    if paper and holding is not None:
+        position = {
+            "position_amt": number(holding.qty),
+            "entry_price": number(holding.entry_price_usd),
+            "mark_price": number(tape.close),
+            "unrealized_pnl": number(holding.unrealized_pnl_usd(tape.close)),
+            "leverage": "1",
+            **stamp(made.now, "ts_epoch"),
+        }
+        effects.append(HashSet(to.keys.position(symbol), position))
+    return effects
+
+
+def effects(made: Made, to: Target, *, paper: bool) -> tuple[Group, ...]:
+    """The writes of a cycle; on paper the balance is written for as long as candles come."""
+    if not made.fresh:
+        return ()
+    groups = in_groups([_symbol_effects(made, s, to, paper=paper) for s in made.fresh], SYMBOLS_PER_GROUP)
+    first: tuple[Effect, ...] = universe_effects(made.fresh, frozenset(), to.keys)
+    if paper:
+        first += (HashSet(to.keys.balance, {"balance": number(made.state.book.balance_usd), **stamp(made.now)}),)
+    return ((*first, *groups[0]), *groups[1:])
+
+
+def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
+    """Metrics and the cycle's line."""
+    metrics.add("quantum_alloc_feed_candles_total", "published", amount=len(made.bars))
+    metrics.add("quantum_alloc_feed_gaps_total", amount=made.gaps)
+    metrics.set("quantum_alloc_symbols", len(made.state.tapes))
+    metrics.set("quantum_alloc_feed_live_symbols", 0 if seen.ended and seen.step is None else len(_alive(made.state)))
+    metrics.replace("quantum_alloc_price_usd", {s: t.close for s, t in made.state.tapes.items()})
+    done = "the candles have ended" if seen.ended and seen.step is None else ""
+    return Told(f"Feed cycle complete symbols={len(made.fresh)} bars={len(made.bars)} gaps={made.gaps}", done)
+
+
+def build(
+    store: Store, metrics: Metrics, source: Source, book: Book, to: Target, *, paper: bool
+) -> Cycle[State, Seen, Made]:
+    """The service.
+
+    Args:
+        store: pinged before a candle is taken.
+        metrics: where it counts.
+        source: where steps come from.
+        book: the paper book at its start.
+        to: stream lengths and names.
+        paper: True when it holds the paper book.
+    """
+
+    def read(now: float) -> Seen:
+        store.ping()  # trouble is met before a candle is taken
+        step = source.take(now)
+        return Seen(now, step, source.ended)
+
+    def decide(state: State, seen: Seen, _: Attempt) -> tuple[State, Made]:
+        return step_feed(state, seen)
+
+    return Cycle(
+        name=NAME,
+        mode="",
+        interval_s=10.0,
+        initial=State(book),
+        read=read,
+        decide=decide,
+        effects=lambda _, made: effects(made, to, paper=paper),
+        tell=lambda seen, made, _: tell(metrics, seen, made),
+        wait_s=source.wait_s,
+    )

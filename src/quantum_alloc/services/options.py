@@ -1,0 +1,149 @@
+"""All settings together: Redis', the common ones, and those of the services that a process runs.
+
+    load(names, environ) -> Settings     .redis  .common  .services[name]  .of(Group)  .warnings
+
+The groups of the named services are read, and Redis' and the common one always. Variables of other services may be in
+the environment and are not looked at, so that one file can serve several units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from quantum_alloc.services.redis_options import RedisOptions, is_host
+from quantum_alloc.services.service_options import (
+    AllocationOptions,
+    BudgetOptions,
+    FeedOptions,
+    PortfolioOptions,
+    ServiceOptions,
+)
+from quantum_alloc.services.settings import SettingsError, read, var, variables
+from quantum_alloc.services.variables import CONTRACT_VARIABLES
+
+__all__ = [
+    "GROUPS",
+    "KNOWN",
+    "AllocationOptions",
+    "BudgetOptions",
+    "CommonOptions",
+    "FeedOptions",
+    "PortfolioOptions",
+    "RedisOptions",
+    "ServiceOptions",
+    "Settings",
+    "load",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class CommonOptions:
+    """What all services share."""
+
+    log_level: str = var("LOG_LEVEL", "INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="Least level logged.")
+    log_format: str = var("LOG_FORMAT", "plain", choices=("plain", "json"), help="One line a record, or one object.")
+    metrics_host: str = var(
+        "QA_METRICS_HOST",
+        "127.0.0.1",
+        accepts=is_host,
+        expects="a host name or address",
+        help="Address that /metrics, /health and /ready listen on.",
+    )
+    metrics_port: int | None = var(
+        "METRICS_PORT",
+        None,
+        lo=1,
+        hi=65535,
+        single=True,
+        example="9100",
+        help="Port of a service without a variable of its own, in place of its default; for one service a process.",
+    )
+    metrics_max_symbols: int = var(
+        "METRICS_MAX_SYMBOLS", 500, lo=0, hi=100_000, help="Symbols that get metrics of their own."
+    )
+    max_symbols: int = var("MAX_SYMBOLS", 10_000, lo=1, hi=100_000, help="Size of the universe; the rest is counted.")
+    symbols: tuple[str, ...] = var("QA_SYMBOLS", (), example="BTCUSDT,ETHUSDT", help="The universe; else it is found.")
+    stream_maxlen: int = var(
+        "STREAM_MAXLEN", 200_000, unit="entries", lo=100, hi=1_000_000_000, help="Length of a stream, approximate."
+    )
+    state_directory: Path = var(  # noqa: RUF009 - a field
+        "STATE_DIRECTORY", Path("~/.local/state/quantum-alloc"), help="Files that a service keeps. systemd sets it."
+    )
+
+
+GROUPS: dict[str, type[ServiceOptions]] = {
+    group.SERVICE: group for group in (FeedOptions, PortfolioOptions, BudgetOptions, AllocationOptions)
+}
+"""The group of each service, by its name on the command line."""
+
+KNOWN: frozenset[str] = CONTRACT_VARIABLES.union(
+    variable.spec.env for group in (RedisOptions, CommonOptions, *GROUPS.values()) for variable in variables(group)
+)
+"""Every variable that some service, or the contract, knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a process runs with.
+
+    Attributes:
+        redis: where Redis is.
+        common: what all services share.
+        services: by name, those that were asked for.
+        warnings: to be logged once.
+        unrecognised_modes: mode variables whose text is not a mode.
+        given: variables that the environment set.
+    """
+
+    redis: RedisOptions
+    common: CommonOptions
+    services: Mapping[str, ServiceOptions]
+    warnings: tuple[str, ...]
+    unrecognised_modes: tuple[str, ...]
+    given: frozenset[str]
+
+    def of(self, group: type[T]) -> T:
+        """A service's group by its class, typed.
+
+        Args:
+            group: of a service that was asked for.
+
+        Raises:
+            KeyError: it was not.
+        """
+        for options in self.services.values():
+            if isinstance(options, group):
+                return options
+        raise KeyError(group.__name__)
+
+
+def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = True) -> Settings:
+    """Read the settings of services.
+
+    Args:
+        names: services; a name given twice counts once.
+        environ: names and texts, the process' environment for example.
+        together: they run in one process, so that ``METRICS_PORT`` has no room for several.
+
+    Raises:
+        SettingsError: every error at once.
+    """
+    strange = [name for name in names if name not in GROUPS]
+    if strange:
+        raise SettingsError([f"{name!r} is not a service: there are {', '.join(GROUPS)}" for name in strange])
+    groups = {name: GROUPS[name] for name in names}
+    several = together and len(groups) > 1
+    loaded = read([RedisOptions, CommonOptions, *groups.values()], environ, known=KNOWN, several=several)
+    return Settings(
+        loaded.get(RedisOptions),
+        loaded.get(CommonOptions),
+        {name: loaded.get(group) for name, group in groups.items()},
+        loaded.warnings,
+        loaded.unrecognised_modes,
+        loaded.given,
+    )

@@ -1,0 +1,131 @@
+"""``quantum-alloc status``: which services run, in which mode, how old their inputs are, and the last cycle.
+
+Services are asked on their ports; inputs and the last allocation cycle are read from Redis. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from quantum_alloc.adapters import wire
+from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.store import Store, StoreError
+from quantum_alloc.adapters.universe import Universe
+from quantum_alloc.core import Reading, age_s
+from quantum_alloc.services.app import SERVICES
+from quantum_alloc.services.options import AllocationOptions, BudgetOptions, PortfolioOptions, Settings
+
+ASK_TIMEOUT_S = 0.5
+
+
+def services(settings: Settings) -> list[dict[str, Any]]:
+    """One row a service, from its ``/health``."""
+    host = settings.common.metrics_host
+    asked = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - asked, not bound
+    return [_service(name, asked, settings.services[name].port) for name in SERVICES]
+
+
+def _service(name: str, host: str, port: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"service": name, "port": port}
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=ASK_TIMEOUT_S) as answer:  # noqa: S310
+            body = json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            body = _body(error.read())
+    except (OSError, ValueError):
+        return {**row, "state": "not reached"}
+    if body.get("service") != name:
+        return {**row, "state": "another program answers"}
+    state = body["status"] if body["ready"] else "not ready"
+    return {
+        **row,
+        "state": state,
+        "mode": body["mode"],
+        "cycles": body["cycles"],
+        "last_cycle_s": body["loop_age_s"],
+        "ms": body["last_cycle_ms"],
+        "note": body["last_error"] or body["nothing_written"],
+    }
+
+
+def _body(raw: bytes) -> dict[str, Any]:
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _row(name: str, reading: Reading[Any], limit_s: float, count: str = "") -> dict[str, Any]:
+    state = "fresh" if reading.state == "ok" else reading.state
+    return {"input": name, "state": state, "age_s": reading.age_s, "limit_s": limit_s, "symbols": count}
+
+
+def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]:
+    """One row an input: the shared ones, and for those of symbols the oldest.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    a, b, p = settings.of(AllocationOptions), settings.of(BudgetOptions), settings.of(PortfolioOptions)
+    universe = Universe(LIVE, (LIVE.budget(""), LIVE.position(""), LIVE.market("")), settings.common.symbols)
+    names = universe.find(store, store.read(universe.query), now).names
+    rows = []
+    shared = (
+        ("balance", wire.BALANCE, LIVE.balance, p.balance_stale_s),
+        ("portfolio", wire.PORTFOLIO, LIVE.portfolio, a.stale_data_s),
+    )
+    for name, schema, key, limit in shared:
+        reading: Reading[Any] = wire.decode(schema, store.read([schema.query(key)])[0], now, limit)
+        rows.append(_row(name, reading, limit))
+    reply = store.read([wire.newest(LIVE.stream("regime.state"))])[0]
+    rows.append(_row("regime", wire.decode_newest(wire.REGIME, reply, now, a.stale_data_s), a.stale_data_s))
+    per_symbol: Mapping[str, tuple[wire.Schema[Any], Any, int]] = {
+        "market": (wire.MARKET, LIVE.market, b.stale_data_s),
+        "position": (wire.POSITION, LIVE.position, p.position_stale_s),
+        "budget": (wire.BUDGET, LIVE.budget, a.stale_data_s),
+        "attribution": (wire.ATTRIBUTION, LIVE.attribution, a.stale_data_s),
+    }
+    for name, (schema, key_of, limit) in per_symbol.items():
+        readings = [wire.decode(schema, r, now, limit) for r in store.read([schema.query(key_of(s)) for s in names])]
+        there = [r for r in readings if r.state != "missing"]
+        good = sum(r.state == "ok" for r in there)
+        ages = [r.age_s for r in there if r.age_s is not None]
+        state = "missing" if not there else "fresh" if good == len(there) else "partly unusable" if good else "unusable"
+        oldest = max(ages, default=None)
+        rows.append(
+            {"input": name, "state": state, "age_s": oldest, "limit_s": limit, "symbols": f"{good} of {len(names)}"}
+        )
+    return rows
+
+
+def last_cycle(store: Store, now: float) -> dict[str, Any] | None:
+    """The newest allocation cycle on record.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    reply = store.read([wire.newest(LIVE.stream("allocation.cycle"))])[0]
+    fields = wire.entry_fields(reply[0]) if isinstance(reply, list) and reply else None
+    if not fields:
+        return None
+    text = {k: v.decode("utf-8", "replace") for k, v in fields.items()}
+    when = float(text["now"])
+    names = ("cycle_id", "mode", "symbols", "targets", "equity_usd", "drawdown", "regime", "params_hash")
+    return {**{n: text.get(n, "") for n in names}, "age_s": age_s(when, now)}
+
+
+def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any], str]:
+    """Everything that ``status`` shows, and what kept it from reading Redis."""
+    found: dict[str, Any] = {"services": services(settings), "redis": settings.redis.address()}
+    try:
+        found["inputs"] = inputs(store, settings, now)
+        found["last_cycle"] = last_cycle(store, now)
+    except StoreError as error:
+        return found, str(error)
+    return found, ""
