@@ -3,7 +3,7 @@
     NAME=value          spaces around the name and around an unquoted value are dropped; the last assignment counts
     # ; at the start    a comment line; after a value there are no comments
     NAME="a b" 'a b'    one pair of quotes around the whole value; inside double quotes \\\\ \\" \\` \\$ are escapes
-    NAME=a\\b            without quotes a backslash is eaten and the next character kept; at the end of the line it joins
+    NAME=a\\b            without quotes a backslash is eaten and the next character kept; at the end of a line it joins
                         the next line
     $                   literal
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 
+from quantum_alloc.services.settings import INLINE_COMMENT
 from quantum_alloc.services.values import SPACE
 from quantum_alloc.services.variables import printable
 
@@ -36,7 +37,7 @@ def parse(text: str) -> tuple[dict[str, str], list[str]]:
     Returns:
         Values by name, and one sentence for each line that cannot be read.
 
-    >>> parse("# to live\\nTARGET_TTL_SEC = 300\\nLOG_FORMAT=\\"json\\"\\nP29_MODE\\n")
+    >>> parse("TARGET_TTL_SEC = 300\\nLOG_FORMAT=\\"json\\"\\nP29_MODE\\n")
     ({'TARGET_TTL_SEC': '300', 'LOG_FORMAT': 'json'}, ["line 3: no '=': write NAME=value"])
     """
     found: dict[str, str] = {}
@@ -47,14 +48,17 @@ def parse(text: str) -> tuple[dict[str, str], list[str]]:
             continue
         if stripped[0] in "#;":
             if stripped.endswith("\\"):
-                errors.append(f"line {number}: a comment must not end in a backslash: systemd joins the next line to it")
+                errors.append(
+                    f"line {number}: a comment must not end in a backslash: systemd joins the next line to it"
+                )
             continue
         name, equals, rest = stripped.partition("=")
-        name = name.rstrip(SPACE)
+        name, text = name.rstrip(SPACE), rest.strip(SPACE)
         trouble = _trouble(name, equals)
-        value = None if trouble else _value(rest.strip(SPACE))
+        value = None if trouble else _value(text)
         if value is None:
-            errors.append(f"line {number}: {trouble or f'{name}: one pair of quotes around the whole value, or none'}")
+            hint = f"; {INLINE_COMMENT}" if "#" in text else ""
+            errors.append(f"line {number}: {trouble or f'{name}: one pair of quotes around the whole value{hint}'}")
         else:
             found[name] = value
     return found, errors
@@ -76,11 +80,11 @@ def _joined(lines: list[str]) -> list[tuple[int, str]]:
 
 
 def _trouble(name: str, equals: str) -> str:
-    if not equals:
-        return f"{printable(name)}: no '=': write NAME=value" if name.startswith("export ") else "no '=': write NAME=value"
     if name.startswith("export "):
         return "systemd knows no 'export': write NAME=value"
-    return "" if _NAME.fullmatch(name) else f"{printable(name)!r} is not a variable's name: systemd would ignore the line"
+    if not equals:  # what is there is not shown: it may be half of a secret
+        return "no '=': write NAME=value"
+    return "" if _NAME.fullmatch(name) else f"{printable(name)} is not a variable's name: systemd would ignore the line"
 
 
 def _value(text: str) -> str | None:

