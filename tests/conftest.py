@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -16,7 +17,10 @@ from quantum_alloc.adapters.embedded import EmbeddedServer, find_server
 CI = os.environ.get("CI") == "true"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
+COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+}
 settings.register_profile("default", max_examples=100, derandomize=True, **COMMON)
 settings.register_profile("ci", max_examples=500, derandomize=True, **COMMON)
 settings.register_profile("long", max_examples=10_000, **COMMON)
@@ -53,14 +57,14 @@ def one_server() -> Iterator[EmbeddedServer]:
         yield server
 
 
-def _client(server: EmbeddedServer) -> redis.Redis:
-    client = redis.Redis.from_url(server.url, protocol=2, decode_responses=True)
+def _client(server: EmbeddedServer) -> Any:
+    client: Any = redis.Redis.from_url(server.url, protocol=2, decode_responses=True)
     client.flushall()
     return client
 
 
 @pytest.fixture
-def client(any_server: EmbeddedServer) -> Iterator[redis.Redis]:
+def client(any_server: EmbeddedServer) -> Iterator[Any]:
     """A client of an empty server of each kind."""
     found = _client(any_server)
     yield found
@@ -68,7 +72,7 @@ def client(any_server: EmbeddedServer) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def one_client(one_server: EmbeddedServer) -> Iterator[redis.Redis]:
+def one_client(one_server: EmbeddedServer) -> Iterator[Any]:
     """A client of an empty server."""
     found = _client(one_server)
     yield found

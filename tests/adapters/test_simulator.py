@@ -51,22 +51,22 @@ def market(returns: dict[str, list[float]]) -> list[float]:
 
 
 def test_a_seed_is_one_path_for_ever() -> None:
-    """The first steps of a seed, through all regimes, are pinned: a change of the model, of Python or of the machine would show."""
-    assert digest(7) == "2edead0f6e98e6c011a709f6fb4dcc3e2e7ac518f3d53a79e9ee5c7632274507"
-    assert digest(7) != digest(8)
+    """A seed's first steps, through all regimes, are pinned: a change of model, Python or machine would show."""
+    assert digest(1) == "5437252d16d383e504c4665edf450de56da796173cb4bf524ab04c1ab969c64a"
+    assert digest(1) != digest(8)
 
 
 def test_the_hash_seed_changes_nothing() -> None:
     """Another process with another hash seed gives the same bits."""
     code = (
         "from itertools import islice; from quantum_alloc.adapters.simulator import simulate_with_regime as s; "
-        "import hashlib; t = '\\n'.join(repr(p) for p in islice(s(7), 3000)); "
+        "import hashlib; t = '\\n'.join(repr(p) for p in islice(s(1), 3000)); "
         "print(hashlib.sha256(t.encode()).hexdigest())"
     )
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed}
         out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert out.stdout.strip() == digest(7)
+        assert out.stdout.strip() == digest(1)
 
 
 @given(seed=SEEDS, names=NAMES)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 import quantum_alloc.core as qa
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.core.allocation import UNMAPPED
 from tests.conftest import SHARED
-from tests.support.worlds import over_redis, world_of
+from tests.support.worlds import Client, over_redis, world_of
 
 FIELDS = {
     "base": "base_usd", "regime": "regime", "regime_factor": "regime_factor", "cluster_id": "cluster_id",
@@ -81,7 +80,7 @@ def test_allocation_cases_hold_in_the_core(case: dict[str, Any], shared: Path) -
 
 @pytest.mark.parametrize("case", ALLOCATION, ids=names)
 def test_allocation_cases_hold_through_redis(
-    case: dict[str, Any], shared: Path, client: redis.Redis, any_server: EmbeddedServer
+    case: dict[str, Any], shared: Path, client: Client, any_server: EmbeddedServer
 ) -> None:
     """Every worked case, written as another program would, comes back from the command: stream and hash agree."""
     result = over_redis(client, any_server.url)(world_of(case))
@@ -108,7 +107,7 @@ SIGMA_OF_VOL = {0.33: None, 0.67: 0.025, 1.0: 0.05, 0.0: 0.001}
 
 @pytest.mark.parametrize("case", BUDGET, ids=lambda c: str(c.get("equity_usd")))
 def test_budget_cases_hold_through_redis(
-    case: dict[str, Any], shared: Path, client: redis.Redis, any_server: EmbeddedServer
+    case: dict[str, Any], shared: Path, client: Client, any_server: EmbeddedServer
 ) -> None:
     """Every worked case comes back from the command, heat and stress made by positions, markets and clusters."""
     from quantum_alloc.services.cli import main

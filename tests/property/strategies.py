@@ -18,7 +18,8 @@ ages = st.sampled_from([0, 1, 59, 60])
 bad_ages = st.sampled_from([61, 100, 301, -6, -600])
 
 HOSTILE = (
-    b"NaN", b"nan", b"inf", b"-inf", b"", b" ", b"-1", b"-0.0001", b"1e400", b"-1e400", b"1_000", b"0x10", b"1,5", b"1 ",
+    b"NaN", b"nan",
+    b"inf", b"-inf", b"", b" ", b"-1", b"-0.0001", b"1e400", b"-1e400", b"1_000", b"0x10", b"1,5", b"1 ",
     b"\x00", b"\xff\xfe", b"\xd9\xa1", "１２".encode(), b"None", b"null", b"true", b"{}", b"[]", b"1e5e5", b"--1", b".",
     b"e", b"9" * 5000, b"x" * 1_000_000,
 )  # fmt: skip

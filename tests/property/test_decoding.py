@@ -23,7 +23,7 @@ RANGES = {
     "confidence": (0.0, 1.0), "mark_price_usd": (0.0, 1e15), "price_usd": (0.0, 1e15), "sigma": (0.0, 1e6),
 }  # fmt: skip
 
-bulk = st.one_of(
+bulk: st.SearchStrategy[Reply] = st.one_of(
     st.none(), hostile, st.floats().map(lambda x: repr(x).encode()), st.integers().map(lambda i: b"%d" % i)
 )
 replies: st.SearchStrategy[Reply] = st.recursive(
@@ -46,7 +46,8 @@ def numbers_in(value: object) -> list[tuple[str, float]]:
 def test_decoding_is_total(schema: wire.Schema[Any], data: st.DataObject) -> None:
     """(1) Any reply gives a value or a reason, never an exception; (2) a value is finite and in range."""
     n = len(schema.asked)
-    reply = data.draw(st.one_of(st.lists(bulk, min_size=n, max_size=n), replies))
+    full: st.SearchStrategy[Reply] = st.lists(bulk, min_size=n, max_size=n)
+    reply = data.draw(st.one_of(full, replies))
     reading = wire.decode(schema, reply, NOW, 60)
     assert isinstance(reading, (qa.Fresh, qa.Unusable))
     if isinstance(reading, qa.Fresh):

@@ -1,8 +1,8 @@
 """Worlds: what Redis holds before a cycle, as bytes, and two engines that run the allocation service over it.
 
-``memory`` answers the service's own commands from a dictionary; ``over_redis`` writes the world to a real server as another
-program would, runs ``quantum-alloc run allocation --once --now``, and reads back what was written. Both go through the same
-reading, deciding and writing code, so a law holds for bytes, not only for values.
+``memory`` answers the service's own commands from a dictionary; ``over_redis`` writes the world to a real server as
+another program would, runs ``quantum-alloc run allocation --once --now``, and reads back what was written. Both go
+through the same reading, deciding and writing code, so a law holds for bytes, not only for values.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-
-import redis
 
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.effects import Command, Failed, Group, HashSet, Reply, StreamAdd
@@ -27,6 +25,8 @@ from quantum_alloc.services.cli import main
 from quantum_alloc.services.loop import Loop
 
 Hash = Mapping[str, bytes]
+Client = Any
+"""A redis-py client: its types are wider than what these tests use."""
 WRONG_TYPE = Failed("WRONGTYPE", "WRONGTYPE Operation against a key holding the wrong kind of value")
 
 
@@ -142,7 +142,7 @@ class MemoryStore(Store):
         self.groups = tuple(groups)
         return []
 
-    def _one(self, verb: str, args: list[str]) -> Reply:
+    def _one(self, verb: str, args: list[str]) -> Reply:  # noqa: PLR0911 - one line a command
         w = self.world
         if verb == "SCAN":
             pattern = args[args.index("MATCH") + 1]
@@ -184,7 +184,7 @@ def memory(world: World, params: AllocationParams | None = None, mode: str = "sh
     return Result(decisions, cycles[0] if cycles else {}, hashes, metrics)
 
 
-def load(client: redis.Redis, world: World) -> None:
+def load(client: Client, world: World) -> None:
     """Make a server hold a world."""
     client.flushall()
     pipe = client.pipeline(transaction=False)
@@ -193,25 +193,29 @@ def load(client: redis.Redis, world: World) -> None:
             pipe.hset(key, mapping=dict(fields))
     for key, entries in world.streams.items():
         for entry in entries:
-            pipe.xadd(key, dict(entry) or {b"": b""})
+            pipe.xadd(key, dict(entry) or {"": b""})
     for key, value in world.strings.items():
         pipe.set(key, value)
     pipe.execute()
 
 
-def over_redis(client: redis.Redis, url: str) -> Engine:
+def over_redis(client: Client, url: str) -> Engine:
     """One cycle of the command over a real server."""
 
     def engine(world: World, params: AllocationParams | None = None, mode: str = "enforce") -> Result:
-        load(client, world)
         environ = {"REDIS_URL": url, "P29_MODE": mode, "LOG_LEVEL": "ERROR", **environ_of(params)}
-        assert main(["run", "allocation", "--once", "--now", repr(world.now)], environ) == 0
+        for _ in range(3):  # a loaded machine may keep the server from answering within its 200 ms: exit code 69
+            load(client, world)
+            code = main(["run", "allocation", "--once", "--now", repr(world.now)], environ)
+            if code != 69:
+                break
+        assert code == 0
         return written(client)
 
     return engine
 
 
-def written(client: redis.Redis) -> Result:
+def written(client: Client) -> Result:
     """What stands in a server."""
     decisions = {f["symbol"]: f for _, f in client.xrange(LIVE.stream("allocation.decision"))}
     cycles = client.xrange(LIVE.stream("allocation.cycle"))

@@ -70,6 +70,11 @@ class Unusable(Generic[T_co]):
     age_s: int | None = None
     detail: str = ""
 
+    def __post_init__(self) -> None:
+        """Only an outdated reading keeps a value: no rule can use another by mistake."""
+        if self.value is not None and self.reason is not Reason.STALE:
+            raise ValueError(f"a {self.reason} reading has no value")
+
     @property
     def state(self) -> str:
         """The reason, the word of records and metrics."""

@@ -62,7 +62,7 @@ def _read(prefix: str, fields: Fields, now: float, value: T | None) -> Reading[T
     state, ts = fields[f"{prefix}_state"], _optional(fields[f"{prefix}_ts"])
     age = None if ts is None else age_s(ts, now)
     if state != "ok":
-        return Unusable(Reason(state), value, ts, age)
+        return Unusable(Reason(state), value if state == Reason.STALE else None, ts, age)
     if value is None or ts is None or age is None:
         raise ValueError(f"the record says that {prefix} was read, but holds no value or time")
     return Fresh(value, ts, age)

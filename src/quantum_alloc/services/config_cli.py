@@ -125,14 +125,17 @@ def show(
     if _mistaken(args.names, err):
         return USAGE
     try:
-        rows = list(_rows(_load(args.names, environ)))
+        settings = _load(args.names, environ)
     except SettingsError as error:
         print(f"quantum-alloc: the settings cannot be used:\n{error}", file=err or sys.stderr)
         return BAD_SETTINGS
+    for warning in settings.warnings:
+        print(f"warning: {warning}", file=err or sys.stderr)
+    rows = list(_rows(settings))
     if args.format == "json":
         print(view.as_json(rows), file=out)
     else:
-        print(view.table([{**row, "value": row["text"]} for row in rows], _COLUMNS), file=out)
+        print(view.table([{**row, "value": render(row["value"])} for row in rows], _COLUMNS), file=out)
     return DONE
 
 
@@ -153,7 +156,6 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
                 "group": name,
                 "variable": v.spec.env,
                 "value": shown if isinstance(shown, int | float) or shown is None else render(shown),
-                "text": render(shown),
                 "unit": v.spec.unit,
                 "default": render(v.spec.default),
                 "source": "environment" if v.spec.env in settings.given else "default",

@@ -19,14 +19,15 @@ from quantum_alloc.services.settings import SettingsError, var
 CREDENTIAL = "redis-password"
 _PASSWORD_LIMIT_BYTES = 4096
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,253}")
+# There is at most one "@", and what is before it is the login: no part of a password can pass for a place.
 _LOGIN = r"(?:(?P<user>[^\s:@/?#]*)(?P<password>:[^\s@/?#]*)?@)?"
-_QUERY = r"(?:\?(?P<query>[^\s#]*))?"
+_QUERY = r"(?:\?(?P<query>[^\s@#]*))?"
 _TCP = re.compile(
     rf"(?P<scheme>rediss?)://{_LOGIN}"
     r"(?P<place>(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\])?(?::(?P<port>[0-9]{1,5}))?(?:/[0-9]{0,5})?)"
     rf"{_QUERY}"
 )
-_UNIX = re.compile(rf"(?P<scheme>unix)://{_LOGIN}(?P<place>/[^\s?#]*)(?P<port>){_QUERY}")
+_UNIX = re.compile(rf"(?P<scheme>unix)://{_LOGIN}(?P<place>/[^\s@?#]*)(?P<port>){_QUERY}")
 
 
 def _parts(url: str) -> re.Match[str] | None:
@@ -65,7 +66,7 @@ def mask_url(text: str) -> str:
         text: a URL, well-formed or not.
 
     >>> mask_url("redis://app:pa55@cache:6379/0"), mask_url("unix:///s?db=1&password=pa55"), mask_url("redis://:pa55")
-    ('redis://app:***@cache:6379/0', 'unix:///s?db=1&password=***', 'redis://***')
+    ('redis://app:***@cache:6379/0', 'unix:///s?***', 'redis://***')
     """
     found = _parts(text)
     if found is None:
@@ -74,9 +75,9 @@ def mask_url(text: str) -> str:
     user, password, query = found["user"], found["password"], found["query"]
     # A lone user name is often a password that lost its colon.
     login = "" if user is None else "***@" if password is None else f"{user}:***@"
-    pairs = [] if query is None else [item.partition("=") for item in query.split("&")]
-    shown = "&".join(f"{k}={'***' if 'pass' in unquote(k).casefold() else v}" for k, _, v in pairs)
-    return f"{found['scheme']}://{login}{found['place']}{'?' + shown if shown else ''}"
+    # A password may stand in the query, and a raw "&" may cut it in two.
+    options = "***" if query and "pass" in unquote(query).casefold() else query
+    return f"{found['scheme']}://{login}{found['place']}{f'?{options}' if options else ''}"
 
 
 @dataclass(frozen=True, slots=True, repr=False)

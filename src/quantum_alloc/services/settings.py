@@ -10,7 +10,6 @@ where each of its variables could be read by itself. Nothing reads the environme
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 import types
@@ -101,7 +100,6 @@ class Variable:
     spec: Var
 
 
-@functools.cache
 def variables(group: type) -> tuple[Variable, ...]:
     """The settings of a group, in their order.
 

@@ -1,0 +1,179 @@
+"""What is written, seen from outside: MONITOR, universes, bounded state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread
+
+import pytest
+import redis
+
+from quantum_alloc.adapters.embedded import EmbeddedServer
+from quantum_alloc.adapters.keys import Keys, Lane
+from quantum_alloc.adapters.metrics import OTHER, Metrics
+from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.universe import Universe
+from quantum_alloc.services.cli import main
+from tests.property.strategies import NOW
+from tests.support.worlds import Client, World, load, memory, written
+
+WRITES = frozenset(
+    {"HSET", "HDEL", "SET", "DEL", "EXPIRE", "XADD", "SADD", "SREM", "PERSIST", "XTRIM", "HMSET", "RENAME"}
+)
+SHADOW_MAY = (
+    "quantum:stream:allocation.decision", "quantum:stream:allocation.cycle", "quantum:stream:budget.violation",
+    "quantum:stream:portfolio.state", "quantum:state:portfolio", "quantum:portfolio:peak", "quantum:portfolio:budget:",
+    "quantum:universe",
+)  # fmt: skip
+
+
+@contextmanager
+def monitored(url: str) -> Iterator[list[str]]:
+    """Every key that is written meanwhile, as the server saw it."""
+    keys: list[str] = []
+    client = redis.Redis.from_url(url, protocol=2, decode_responses=True)
+    with client.monitor() as monitor:
+
+        def listen() -> None:
+            for entry in monitor.listen():
+                words = str(entry["command"]).split()
+                if words[:2] == ["ECHO", "the-end"]:
+                    return
+                if words and words[0].upper() in WRITES:
+                    keys.append(words[1])
+
+        thread = Thread(target=listen)
+        thread.start()
+        yield keys
+        client.echo("the-end")
+        thread.join(5)
+    client.close()
+
+
+def a_world(symbols: int = 3) -> World:
+    """A balance, a position that is over its budget, markets and budgets."""
+    world = World(NOW).put("quantum:account:balance", balance=100_000, timestamp=NOW)
+    for i in range(symbols):
+        s = f"S{i}USDT"
+        world = world.put(f"quantum:state:market:{s}", price=10, sigma=0.01, timestamp=NOW)
+        world = world.put(
+            f"quantum:state:positions:{s}", position_amt=1000, mark_price=10, unrealized_pnl=-1, ts_epoch=NOW
+        )
+    return world
+
+
+def run(url: str, *names: str, mode: str = "shadow", **environ: str) -> None:
+    """One cycle of each service."""
+    modes = {"P28_MODE": mode, "P29_MODE": mode}
+    for name in names:
+        code = main(
+            ["run", name, "--once", "--now", str(NOW)], {"REDIS_URL": url, "LOG_LEVEL": "ERROR", **modes, **environ}
+        )
+        assert code == 0
+
+
+@pytest.mark.parametrize("mode", ["shadow", "", "Enforced", "ENFORCE!", "0"])
+def test_shadow_writes_its_own_alone(mode: str, client: Client, any_server: EmbeddedServer) -> None:
+    """(37) Seen with MONITOR: in shadow, and (39) in any unknown mode, nothing but the service's own is written."""
+    load(client, a_world())
+    with monitored(any_server.url) as keys:
+        run(any_server.url, "portfolio", "budget", "allocation", mode=mode)
+    assert {k for k in keys if not k.startswith(SHADOW_MAY)} == set()
+    assert len(keys) > 10
+    found = written(client)
+    assert found.hashes == {}
+    assert len(found.decisions) == 3
+    assert {d["mode"] for d in found.decisions.values()} == {"shadow"}
+    assert client.hget("quantum:portfolio:budget:S0USDT", "mode") == "shadow"
+
+
+@pytest.mark.parametrize("mode", ["enforce", " Enforce ", "ENFORCE"])
+def test_enforce_writes_targets(mode: str, client: Client, any_server: EmbeddedServer) -> None:
+    """Exactly enforce, trimmed and case-folded, writes the target hashes, each with its expiry."""
+    load(client, a_world())
+    run(any_server.url, "portfolio", "budget", "allocation", mode=mode, TARGET_TTL_SEC="77")
+    assert len(written(client).hashes) == 3
+    assert 0 < client.ttl("quantum:allocation:target:S0USDT") <= 77
+    assert client.smembers("quantum:universe") == {"S0USDT", "S1USDT", "S2USDT"}
+    assert client.xlen("quantum:stream:budget.violation") == 3
+
+
+def test_the_proposals_are_not_taken_for_targets(client: Client, any_server: EmbeddedServer) -> None:
+    """A scan for targets does not pick up the proposed ones: their rest of the name is no symbol."""
+    client.hset("quantum:allocation:target:proposed:BTCUSDT", mapping={"x": 1})
+    client.hset("quantum:allocation:target:BTCUSDT", mapping={"x": 1})
+    store = Store(any_server.url)
+    universe = Universe(Keys(), ("quantum:allocation:target:",))
+    found = universe.find(store, store.read(universe.query), NOW)
+    assert (found.names, found.refused) == (("BTCUSDT",), 1)
+    store.close()
+
+
+def test_the_universe_is_bounded_and_joined(client: Client, any_server: EmbeddedServer) -> None:
+    """Set and scan are joined every 60 s; beyond the limit what has keys comes first; a flood is bounded; QA_SYMBOLS
+    replaces both."""
+    store = Store(any_server.url)
+    client.sadd("quantum:universe", *(f"A{i:04}" for i in range(30)), "bad name")
+    client.hset("quantum:portfolio:budget:ZZUSDT", mapping={"x": 1})
+    universe = Universe(Keys(), ("quantum:portfolio:budget:",), limit=10)
+    found = universe.find(store, store.read(universe.query), 0.0)
+    assert len(found.names) == 10
+    assert "ZZUSDT" in found.names
+    assert (found.dropped, found.refused) == (21, 1)
+    client.hset("quantum:portfolio:budget:YYUSDT", mapping={"x": 1})
+    assert "YYUSDT" not in universe.find(store, store.read(universe.query), 59.0).names
+    assert "YYUSDT" in universe.find(store, store.read(universe.query), 60.0).names
+    client.sadd("quantum:universe", *(f"B{i:05}" for i in range(500)))
+    assert len(universe.find(store, store.read(universe.query), 61.0).names) == 10
+    fixed = Universe(Keys(), ("quantum:portfolio:budget:",), ("BTCUSDT", "AAUSDT", "BTCUSDT"))
+    assert fixed.find(store, store.read(fixed.query), 0.0).names == ("AAUSDT", "BTCUSDT")
+    store.close()
+
+
+def test_symbols_that_come_and_go_leave_labels_bounded() -> None:
+    """(41) 10,000 symbols that come and go: at most METRICS_MAX_SYMBOLS labels, the rest counts as `other`."""
+    metrics = Metrics("allocation", max_symbols=50)
+    for i in range(10_000):
+        metrics.add("p29_targets_computed_total", f"S{i}")
+        metrics.replace("p29_target_usd", {f"S{i}": 1.0})
+        metrics.replace("p29_cluster_factor", {f"C{j}": 1.0 for j in range(i % 90)})
+    counted = metrics.values("p29_targets_computed_total")
+    assert len(counted) == 51
+    assert sum(counted.values()) == 10_000
+    assert counted[(OTHER,)] == 9_950
+    assert len(metrics.values("p29_target_usd")) == 0
+    assert len(metrics.values("p29_cluster_factor")) <= 50
+    assert len(metrics.render()) < 20_000
+
+
+def test_ten_thousand_symbols_in_one_cycle(one_client: Client, one_server: EmbeddedServer) -> None:
+    """10,000 symbols are allocated in one cycle; one more is dropped and counted."""
+    pipe = one_client.pipeline(transaction=False)
+    pipe.hset("quantum:state:portfolio", mapping={"equity_usd": 1e6, "drawdown": 0.0, "timestamp": NOW})
+    for i in range(10_001):
+        pipe.hset(f"quantum:portfolio:budget:S{i:05}", mapping={"budget_usd": 10 + i, "timestamp": NOW})
+    pipe.execute()
+    run(one_server.url, "allocation", mode="enforce", STREAM_MAXLEN="1000000")
+    found = written(one_client)
+    assert len(found.decisions) == len(found.hashes) == 10_000
+    assert sum(float(h["target_usd"]) for h in found.hashes.values()) <= 0.6e6 * (1 + 1e-9)
+
+
+def test_lanes_and_tags() -> None:
+    """Names of the shadow lane never coincide with live ones; a hash tag puts all into one slot."""
+    live, shadow, tagged = Keys(), Keys(Lane.SHADOW), Keys(tag="q")
+    for name in ("portfolio", "peak", "balance", "clusters", "universe"):
+        assert getattr(shadow, name) == getattr(live, name).replace("quantum:", "quantum:shadow:")
+        assert getattr(tagged, name) == "{q}" + getattr(live, name)
+    assert live.bars("BTCUSDT") == "quantum:stream:market.bars:BTCUSDT"
+    assert live.attribution("X1") == "quantum:alpha:attribution:X1"
+
+
+def test_memory_engine_and_command_agree(client: Client, any_server: EmbeddedServer) -> None:
+    """The laws' in-memory engine gives the records of the command over a real server."""
+    world = World(NOW).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.2, timestamp=NOW)
+    world = world.put("quantum:portfolio:budget:BTCUSDT", budget_usd=1820.93, timestamp=NOW)
+    load(client, world)
+    run(any_server.url, "allocation")
+    assert written(client).decisions == memory(world).decisions

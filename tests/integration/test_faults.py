@@ -1,0 +1,284 @@
+"""Faults of the store under running services: killed, cut, slow, refusing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import redis
+
+from quantum_alloc.adapters.clock import WallClock
+from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
+from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.store import CODES, Store, StoreError
+from quantum_alloc.adapters.writes import Target
+from quantum_alloc.core import AllocationParams
+from quantum_alloc.services import allocation
+from quantum_alloc.services.loop import Loop
+from tests.support.running import Service, seed, until
+from tests.support.worlds import Client, written
+from tests.tools.fault_proxy import FaultProxy
+
+SYMBOLS = {"BTCUSDT": 1000.0, "ETHUSDT": 2000.0, "SOLUSDT": 3000.0}
+
+
+def allocation_loop(store: Store, mode: str = "enforce") -> Loop[Any, Any, Any]:
+    """The allocation service over a store."""
+    metrics = Metrics("allocation")
+    cycle = allocation.build(store, metrics, allocation.universe_of(), AllocationParams(), Target(mode), interval_s=5.0)
+    return Loop(cycle, store, metrics, WallClock())
+
+
+@pytest.fixture
+def proxy(one_server: EmbeddedServer) -> Iterator[FaultProxy]:
+    """A fault proxy in front of a real server."""
+    with FaultProxy(str(one_server.socket)) as found:
+        yield found
+
+
+def test_a_cut_after_any_command_leaves_no_half_cycle(proxy: FaultProxy, one_client: Client) -> None:
+    """A connection cut after the k-th command, for every k: all of a cycle's keys and entries, or none; then the next
+    cycle writes anew."""
+    seed(one_client, time.time(), SYMBOLS)
+    store = Store(proxy.url)
+    proxy.reset()
+    assert allocation_loop(store).once()
+    total = len(proxy.log)
+    assert total > 10
+    for k in range(total):
+        one_client.flushall()
+        seed(one_client, time.time(), SYMBOLS)
+        proxy.heal()
+        store.close()
+        loop = allocation_loop(store)
+        proxy.cut_after(k)
+        assert not loop.once(), f"cut after {k} of {total}"
+        assert not loop.ready
+        assert loop.metrics.value("quantum_alloc_cycles_total", "store") == 1.0
+        found = written(one_client)
+        assert (found.decisions, found.cycle, found.hashes) == ({}, {}, {}), f"half a cycle after {k} of {total}"
+        proxy.heal()
+        store.close()
+        assert loop.once()
+        found = written(one_client)
+        assert found.decisions.keys() == found.hashes.keys() == SYMBOLS.keys()
+        assert one_client.xlen("quantum:stream:allocation.cycle") == 1
+    store.close()
+
+
+def test_a_lost_reply_sends_nothing_twice(proxy: FaultProxy, one_client: Client) -> None:
+    """The write was done and its reply lost: the cycle counts as cut, and no entry is sent a second time."""
+    seed(one_client, time.time(), SYMBOLS)
+    store = Store(proxy.url)
+    proxy.reset()
+    assert allocation_loop(store).once()
+    total = len(proxy.log)
+    one_client.flushall()
+    seed(one_client, time.time(), SYMBOLS)
+    store.close()
+    loop = allocation_loop(store)
+    proxy.cut_reply_after(total)
+    assert not loop.once()
+    assert one_client.xlen("quantum:stream:allocation.decision") == len(SYMBOLS), "the work was done"
+    time.sleep(0.3)
+    assert one_client.xlen("quantum:stream:allocation.decision") == len(SYMBOLS), "and not done twice"
+    store.close()
+
+
+def test_a_swallowing_server_is_given_up_in_time(proxy: FaultProxy, one_client: Client) -> None:
+    """Half-open: the cycle is given up after the time-out, counted as such."""
+    seed(one_client, time.time(), SYMBOLS)
+    store = Store(proxy.url)
+    loop = allocation_loop(store)
+    assert loop.once()
+    proxy.swallow()
+    started = time.monotonic()
+    assert not loop.once()
+    assert time.monotonic() - started < 2.0
+    assert loop.metrics.value("quantum_alloc_store_errors_total", "timeout") == 1.0
+    store.close()
+
+
+REFUSALS = {
+    "OOM": (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+    "READONLY": (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+    "NOREPLICAS": (["CONFIG", "SET", "min-replicas-to-write", "1"], ["CONFIG", "SET", "min-replicas-to-write", "0"]),
+    "NOPERM": (["ACL", "SETUSER", "default", "-@write"], ["ACL", "SETUSER", "default", "+@all"]),
+    "NOAUTH": (["CONFIG", "SET", "requirepass", "canary"], ["CONFIG", "SET", "requirepass", ""]),
+}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_refusing_server(code: str, any_server: EmbeddedServer, client: Client) -> None:
+    """OOM, READONLY, NOREPLICAS, NOPERM, NOAUTH: nothing is written, old targets stay, one counter a code, then back."""
+    seed(client, time.time(), SYMBOLS)
+    store = Store(any_server.url)
+    loop = allocation_loop(store)
+    assert loop.once()
+    before = written(client).hashes
+    on, off = REFUSALS[code]
+    client.execute_command(*on)
+    try:
+        if code == "NOAUTH":
+            store.close()
+        assert not loop.once()
+        assert loop.metrics.value("quantum_alloc_store_errors_total", code) == 1.0
+        assert not loop.ready
+    finally:
+        client.execute_command(*off)
+    assert written(client).hashes == before
+    store.close()
+    assert loop.once()
+    assert loop.ready
+
+
+def test_a_busy_server(any_server: EmbeddedServer, client: Client) -> None:
+    """A busy script: the cycle is given up as BUSY or time-out, and the next one works."""
+    seed(client, time.time(), SYMBOLS)
+    client.config_set("busy-reply-threshold", 50)
+    store = Store(any_server.url)
+    loop = allocation_loop(store)
+    script = Thread(
+        target=lambda: client.eval("local t=redis.call('TIME')[1] while redis.call('TIME')[1]-t<2 do end", 0)
+    )
+    script.start()
+    time.sleep(0.3)
+    assert not loop.once()
+    codes = {c for (c,) in loop.metrics.values("quantum_alloc_store_errors_total")}
+    assert codes <= {"BUSY", "timeout"}
+    script.join()
+    assert loop.once()
+    store.close()
+
+
+def test_wrong_passwords_are_named_without_showing_them() -> None:
+    """A wrong password is WRONGPASS, a missing one NOAUTH; the text never shows one."""
+    with EmbeddedServer(password="right-canary") as server:
+        for secret, code in (("wrong-canary", "WRONGPASS"), (None, "NOAUTH")):
+            store = Store(server.url, secret)
+            with pytest.raises(StoreError) as caught:
+                store.read([("GET", "x")])
+            assert caught.value.code == code
+            assert caught.value.is_configuration
+            assert "canary" not in str(caught.value)
+            store.close()
+        with_password = Store(server.url, "right-canary")
+        with_password.ping()
+        with_password.close()
+    assert StoreError("never heard of").code == "other"
+    assert "timeout" in CODES
+
+
+def test_killed_and_started_again() -> None:
+    """Redis killed and started again under running services: no crash, /health stays 200, back within 2 s."""
+    port = free_port()
+    server = EmbeddedServer(port=port).start()
+    names = ("portfolio", "budget", "allocation")
+    services = [
+        Service(n, server.url, P25_INTERVAL_SEC="0.5", P28_INTERVAL_SEC="0.5", P29_INTERVAL_SEC="0.5") for n in names
+    ]
+    try:
+        for s in services:
+            s.__enter__()
+        for s in services:
+            until(s.ready, 10, f"{s.name} ready")
+        server.kill()
+        for s in services:
+            until(lambda s=s: not s.ready(), 5, f"{s.name} sees that Redis is gone")  # type: ignore[misc]
+            assert s.get("/health")[0] == 200
+        time.sleep(1.5)  # long enough for every breaker to open
+        server.start()
+        started = time.monotonic()
+        for s in services:
+            until(s.ready, 2.0 - (time.monotonic() - started), f"{s.name} is back within 2 s")
+        client = redis.Redis(port=port, decode_responses=True)
+        seed(client, time.time(), SYMBOLS)
+        until(lambda: client.xlen("quantum:stream:allocation.decision"), 5, "decisions flow again")
+        client.close()
+        for s in services:
+            code, took = s.terminate()
+            assert (code, took < 2.0) == (0, True), s.output
+            assert s.output.count("the cycle was given up") <= 4, "states are logged on change"
+    finally:
+        for s in services:
+            s.__exit__(None, None, None)
+        server.stop()
+
+
+def test_started_before_redis() -> None:
+    """Redis down at the start: the service starts, is not ready, is healthy, and is ready within 2 s of Redis."""
+    port = free_port()
+    server = EmbeddedServer(port=port)
+    with Service("allocation", server.url) as service:
+        until(lambda: service.get("/health")[0] == 200, 10, "healthy")
+        assert not service.ready()
+        time.sleep(1.0)
+        assert service.get("/health")[0] == 200
+        server.start()
+        try:
+            until(service.ready, 2.0, "ready within 2 s")
+            assert service.metric('quantum_alloc_store_errors_total{code="unreachable"}') >= 1
+        finally:
+            server.stop()
+
+
+def test_the_loop_survives_a_programmers_error(one_client: Client, one_server: EmbeddedServer) -> None:
+    """An error outside any symbol's step costs the cycle, is counted, and the loop goes on."""
+    store = Store(one_server.url)
+    loop = allocation_loop(store)
+    seed(one_client, time.time(), SYMBOLS)
+    real, broken = loop._clock, WallClock()
+    broken.now = lambda: 1 / 0  # type: ignore[method-assign]
+    loop._clock = broken
+    stop = Event()
+    thread = Thread(target=loop.run, args=(stop,))
+    thread.start()
+    until(lambda: loop.metrics.value("quantum_alloc_cycles_total", "error"), 5, "counted")
+    loop._clock = real
+    until(lambda: loop.ready, 5, "it goes on")
+    stop.set()
+    thread.join()
+    store.close()
+
+
+def test_large_portfolios_are_written_lowered_first(proxy: FaultProxy, one_client: Client) -> None:
+    """Above 1,000 symbols a cut between two groups never leaves a cluster's hashes above its cap."""
+    n, now = 2_400, time.time()
+    names = [f"S{i:04}" for i in range(n)]
+
+    def budgets(low: int) -> dict[str, float]:
+        return {s: 10.0 if (i < n // 2) == bool(low) else 90.0 for i, s in enumerate(names)}
+
+    cap = 0.60 * 100_000
+    store = Store(proxy.url)
+    cuts = 0
+    for k in (None, 0, 1, 2):
+        proxy.heal()
+        store.close()
+        one_client.flushall()
+        seed(one_client, now, budgets(1))
+        assert allocation_loop(store).once()
+        seed(one_client, now, budgets(0))
+        if k is not None:
+            # a cut inside the (k+1)-th group: the ones before it stand
+            seen: list[int] = []
+            real = store._transaction
+
+            def cutting(commands: Any, real: Any = real, seen: list[int] = seen, k: int = k) -> Any:
+                seen.append(len(commands))
+                if len(seen) > k:
+                    raise StoreError("closed", "cut")
+                return real(commands)
+
+            store._transaction = cutting  # type: ignore[method-assign]
+        ended = allocation_loop(store).once()
+        store._transaction = Store._transaction.__get__(store)  # type: ignore[method-assign]
+        assert ended == (k is None)
+        cuts += not ended
+        total = sum(float(h["target_usd"]) for h in written(one_client).hashes.values())
+        assert total <= cap * (1 + 1e-9), f"cut after {k} groups"
+    assert cuts == 3
+    store.close()
