@@ -11,7 +11,9 @@ from quantum_alloc.adapters.keys import LIVE
 from tests.property.strategies import NOW
 from tests.support.worlds import Client, Result, World, over_redis
 
-ELEVEN = tuple(f"{coin}USDT" for coin in ["BTC", "ETH", "DOT", "SOL", "ADA", "XRP", "BNB", "LINK", "AVAX", "UNI", "ATOM"])
+ELEVEN = tuple(
+    f"{coin}USDT" for coin in ["BTC", "ETH", "DOT", "SOL", "ADA", "XRP", "BNB", "LINK", "AVAX", "UNI", "ATOM"]
+)
 BAD = "DOTUSDT"
 KINDS: dict[str, bytes] = {
     "NaN": b"NaN", "inf": b"inf", "empty": b"", "negative": b"-5", "1e400": b"1e400", "binary": b"\x00\xff\x13",

@@ -90,7 +90,7 @@ def test_a_service_from_start_to_sigterm(one_server: EmbeddedServer, one_client:
 
 
 def test_several_services_in_one_process(tmp_path: Path) -> None:
-    """feed, portfolio, budget and allocation together, from candles to targets by the wall clock, each with its pages."""
+    """Four services in one process, from candles to targets by the wall clock, each with its pages."""
     with EmbeddedServer() as server:
         feed = Service(
             "feed", server.url, "portfolio", "budget", "allocation", "--speed", "600",
@@ -149,7 +149,7 @@ def test_status(one_server: EmbeddedServer, one_client: Client, capsys: pytest.C
 
 
 def test_no_server_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any server program: one sentence with the install line. A program that does not come up is told as well."""
+    """Without any server program: one sentence with the install line; so with one that does not come up."""
     monkeypatch.setattr("importlib.metadata.files", lambda _: None)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ServerError, match="pip install"):

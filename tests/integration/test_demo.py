@@ -157,9 +157,12 @@ RAGGED = """timestamp_ms,symbol,open,high,low,close,volume
 oops
 60000120000,AAUSDT,1,1,1,NaN,5
 60000180000,AAUSDT,1,1.2,1,1.2,5
-60000120000,CCUSDT,3,3,3,3,5
-60000000000,CCUSDT,3,3,3,3,5
-60000240000,CCUSDT,3,3,3,3,0
+60000240000,AAUSDT,1,1.2,1,1.2,5
+60000300000,AAUSDT,1,1.2,1,1.2,5
+60000300000,CCUSDT,3,3,3,3,5
+60000240000,CCUSDT,3,3,3,3,5
+60000360000,CCUSDT,3,3,3,3,0
+60000000000,BBUSDT,99,99,99,99,5
 """
 
 
@@ -169,7 +172,7 @@ def test_ragged_candles(tmp_path: Path) -> None:
     path.write_text(RAGGED)
     done = demo("--candles", str(path), "--format", "json")
     found = json.loads(done.stdout)
-    assert found["candles"] == {"published": 7, "late": 1, "repeated": 1, "malformed": 2, "gaps": 2 + 1 - 1 + 1 - 1}
+    assert found["candles"] == {"published": 9, "late": 1, "repeated": 2, "malformed": 2, "gaps": 1}
     assert "ragged.csv, line 6" in done.stderr
     assert "ragged.csv, line 7" in done.stderr
     assert {d["symbol"] for d in found["last_decisions"]} == {"AAUSDT", "BBUSDT", "CCUSDT"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 import pytest
 import redis
@@ -33,7 +34,8 @@ def monitored(url: str) -> Iterator[list[str]]:
     """Every key that is written meanwhile, as the server saw it."""
     keys: list[str] = []
     client = redis.Redis.from_url(url, protocol=2, decode_responses=True)
-    with client.monitor() as monitor:
+    monitor_of: Any = client.monitor
+    with monitor_of() as monitor:
 
         def listen() -> None:
             for entry in monitor.listen():
@@ -65,12 +67,13 @@ def a_world(symbols: int = 3) -> World:
 
 def run(url: str, *names: str, mode: str = "shadow", **environ: str) -> None:
     """One cycle of each service."""
-    modes = {"P28_MODE": mode, "P29_MODE": mode}
+    own = {"REDIS_URL": url, "LOG_LEVEL": "ERROR", "P28_MODE": mode, "P29_MODE": mode, **environ}
     for name in names:
-        code = main(
-            ["run", name, "--once", "--now", str(NOW)], {"REDIS_URL": url, "LOG_LEVEL": "ERROR", **modes, **environ}
-        )
-        assert code == 0
+        # a loaded machine may keep the server from answering within its 200 ms: exit code 69
+        codes = [main(["run", name, "--once", "--now", str(NOW)], own)]
+        while codes[-1] == 69 and len(codes) < 4:
+            codes.append(main(["run", name, "--once", "--now", str(NOW)], own))
+        assert codes[-1] == 0
 
 
 @pytest.mark.parametrize("mode", ["shadow", "", "Enforced", "ENFORCE!", "0"])

@@ -113,7 +113,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("code", REFUSALS)
 def test_a_refusing_server(code: str, any_server: EmbeddedServer, client: Client) -> None:
-    """OOM, READONLY, NOREPLICAS, NOPERM, NOAUTH: nothing is written, old targets stay, one counter a code, then back."""
+    """OOM, READONLY, NOREPLICAS, NOPERM, NOAUTH: nothing is written, old targets stay, a counter a code, then back."""
     seed(client, time.time(), SYMBOLS)
     store = Store(any_server.url)
     loop = allocation_loop(store)

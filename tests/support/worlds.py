@@ -203,6 +203,7 @@ def over_redis(client: Client, url: str) -> Engine:
     """One cycle of the command over a real server."""
 
     def engine(world: World, params: AllocationParams | None = None, mode: str = "enforce") -> Result:
+        code = 69
         environ = {"REDIS_URL": url, "P29_MODE": mode, "LOG_LEVEL": "ERROR", **environ_of(params)}
         for _ in range(3):  # a loaded machine may keep the server from answering within its 200 ms: exit code 69
             load(client, world)

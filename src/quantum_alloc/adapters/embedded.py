@@ -139,8 +139,11 @@ class EmbeddedServer:
                 preexec_fn=None if self._outlive else _die_with_parent,  # noqa: PLW1509 - before any thread
             )
         if self._process.stdin is not None:
-            self._process.stdin.write(("\n".join(lines) + "\n").encode())
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # it has ended already: its log says why
+                self._process.stdin.write(("\n".join(lines) + "\n").encode())
+                self._process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
         self._wait(program)
         return self
 

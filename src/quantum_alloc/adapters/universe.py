@@ -87,11 +87,8 @@ class Universe:
                 self._left, self._building, self._refused_building = list(self._prefixes), set(), 0
             self._scan(store)
             if not self._left:
-                self._scanned, self._refused, self._due = (
-                    frozenset(self._building),
-                    self._refused_building,
-                    now + REFRESH_S,
-                )
+                self._scanned, self._refused = frozenset(self._building), self._refused_building
+                self._due = now + (REFRESH_S if self._scanned else 0.0)  # nothing found: look again at once
         first = sorted(self._scanned)[: self._limit]
         rest = sorted(named - self._scanned)[: self._limit - len(first)]
         dropped = len(self._scanned | named) - len(first) - len(rest)

@@ -1,8 +1,9 @@
 """``quantum-alloc demo``: the whole chain on simulated time, over a real server of its own.
 
 One driver in one process sets the clock to each candle's close and then steps the services in a fixed order, each at
-most once a bar. A gap in the candles is a jump of the clock. The same candles and seed give the same decisions; their sha256
-says so. The address of Redis in the environment is ignored: the demo never touches a server that it did not start.
+most once a bar. A gap in the candles is a jump of the clock. The same candles and seed give the same decisions; their
+sha256 says so. The address of Redis in the environment is ignored: the demo never touches a server that it did not
+start.
 """
 
 from __future__ import annotations

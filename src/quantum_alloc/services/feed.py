@@ -1,8 +1,8 @@
 """``feed``: candles in; market state, bars and, on paper, a book valued at the candles out.
 
 A ``Source`` hands out one step of candles at a time. Everything is stamped with the clock: the machine's, or in the
-demo the close of the candle. Between two bars the market states and positions of the symbols whose candles still come are
-written again every 10 s, so that they stay fresh; a symbol that has ended is left to grow old.
+demo the close of the candle. Between two bars the market states and positions of the symbols whose candles still come
+are written again every 10 s, so that they stay fresh; a symbol that has ended is left to grow old.
 """
 
 from __future__ import annotations
