@@ -7,7 +7,7 @@ DEMO ?=
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long check docs lock clean
+.PHONY: help setup demo test test-long bench check docs lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -31,8 +31,8 @@ check: $(STAMP) ## ruff, mypy --strict, import rules, dependencies
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Formatting differs: run '$(BIN)/ruff format .'." >&2; exit 1; }
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache >/tmp/qa-imports.$$$$ 2>&1 || { cat /tmp/qa-imports.$$$$; rm -f /tmp/qa-imports.$$$$; exit 1; }; rm -f /tmp/qa-imports.$$$$
-	@$(BIN)/deptry src 2>&1 | tail -n 1
+	@out=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$out" >&2; exit 1; }
+	@out=$$($(BIN)/deptry src 2>&1) || { echo "$$out" >&2; exit 1; }
 
 test: check ## all checks and tests: 100 examples a law (500 with CI=true)
 	@$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST)
@@ -40,6 +40,9 @@ test: check ## all checks and tests: 100 examples a law (500 with CI=true)
 
 test-long: check ## the laws with a hundred times the examples
 	@QA_TEST_PROFILE=long $(BIN)/pytest -n 2 --dist worksteal --timeout 36000 $(PYTEST)
+
+bench: $(STAMP) ## one allocation cycle against the server's own time
+	@$(BIN)/python benchmarks/allocation_cycle.py
 
 docs: $(STAMP) ## write the generated reference pages anew
 	@$(BIN)/quantum-alloc config docs settings > docs/reference/settings.md
