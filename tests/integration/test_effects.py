@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -10,12 +12,19 @@ from typing import Any
 import pytest
 import redis
 
+import quantum_alloc.core as qa
+from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import Keys, Lane
-from quantum_alloc.adapters.metrics import OTHER, Metrics
+from quantum_alloc.adapters.metrics import COMMON, OTHER, TABLES, Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Universe
+from quantum_alloc.adapters.writes import Target
+from quantum_alloc.core.params import from_json
+from quantum_alloc.services import allocation
 from quantum_alloc.services.cli import main
+from quantum_alloc.services.loop import Loop
+from tests.conftest import absent
 from tests.property.strategies import NOW
 from tests.support.worlds import Client, World, load, memory, written
 
@@ -180,3 +189,52 @@ def test_memory_engine_and_command_agree(client: Client, any_server: EmbeddedSer
     load(client, world)
     run(any_server.url, "allocation")
     assert written(client).decisions == memory(world).decisions
+
+
+def test_budget_hashes_can_be_made_again(client: Client, any_server: EmbeddedServer) -> None:
+    """A budget hash carries what made it: the formula over its own fields gives its budget, bit for bit."""
+    load(client, a_world())
+    run(any_server.url, "portfolio", "budget", P28_STALE_DATA_SEC="30", ALPHA_HEAT="0.7")
+    for s in ("S0USDT", "S1USDT", "S2USDT"):
+        h = client.hgetall(f"quantum:portfolio:budget:{s}")
+        params = from_json(qa.BudgetParams, h["params"])
+        assert params.alpha_heat == 0.7
+        numbers = [float(h[n]) for n in ("equity_usd", "portfolio_heat", "cluster_stress", "vol_regime")]
+        assert repr(qa.budget(*numbers, params)) == h["budget_usd"]
+        assert h["params_hash"] == qa.config_hash(params)
+
+
+def test_a_halted_cycle_shows_no_old_targets(client: Client, any_server: EmbeddedServer) -> None:
+    """When the portfolio turns unusable the gauges of targets are empty, and the cycle counts as nothing written."""
+    world = World(NOW).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.2, timestamp=NOW)
+    load(client, world.put("quantum:portfolio:budget:BTCUSDT", budget_usd=1820.93, timestamp=NOW))
+    store, metrics, clock = Store(any_server.url), Metrics("allocation"), SetClock(NOW)
+    build = allocation.build(store, metrics, allocation.universe_of(), qa.AllocationParams(), Target(), 5.0)
+    loop = Loop(build, store, metrics, clock)
+    assert loop.once()
+    assert metrics.values("p29_target_usd") == {("BTCUSDT",): 1820.93 * 0.4}
+    clock.set(NOW + 61)
+    assert loop.once()
+    assert metrics.values("p29_target_usd") == {}
+    assert metrics.value("quantum_alloc_cycles_total", "nothing") == 1.0
+    assert (loop.last_nothing, loop.ready) == ("portfolio_stale", True)
+    store.close()
+
+
+@pytest.mark.parametrize("service", TABLES)
+def test_prometheus_accepts_the_metrics(service: str) -> None:
+    """promtool check metrics finds nothing in what a service serves."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        absent("promtool")
+    metrics = Metrics(service)
+    for row in (*COMMON, *TABLES[service]):
+        labels = ["x"] * len(row.labels)
+        if row.kind == "counter":
+            metrics.add(row.name, *labels)
+        elif row.kind == "gauge":
+            metrics.set(row.name, 1.0, *labels)
+        else:
+            metrics.observe(row.name, 0.1)
+    done = subprocess.run([str(promtool), "check", "metrics"], input=metrics.render(), capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeAlias
 
 Command: TypeAlias = tuple[str | bytes | int, ...]
@@ -48,7 +49,7 @@ class HashSet:
 
     def commands(self) -> list[Command]:
         """HSET, HDEL and EXPIRE."""
-        out: list[Command] = [("HSET", self.key, *(x for pair in self.fields.items() for x in pair))]
+        out: list[Command] = [("HSET", self.key, *chain.from_iterable(self.fields.items()))]
         if self.delete:
             out.append(("HDEL", self.key, *self.delete))
         if self.ttl_s is not None:
@@ -72,8 +73,7 @@ class StreamAdd:
 
     def commands(self) -> list[Command]:
         """XADD with approximate trimming."""
-        pairs = (x for pair in self.fields.items() for x in pair)
-        return [("XADD", self.key, "MAXLEN", "~", self.maxlen, "*", *pairs)]
+        return [("XADD", self.key, "MAXLEN", "~", self.maxlen, "*", *chain.from_iterable(self.fields.items()))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -24,16 +24,19 @@ class Keys:
     Attributes:
         lane: live or shadow.
         tag: cluster hash tag without braces; empty for none.
+        root: what every name begins with.
     """
 
     lane: Lane = Lane.LIVE
     tag: str = ""
 
-    @property
-    def root(self) -> str:
-        """What every name begins with."""
+    root: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Work out once what every name begins with."""
         tag = f"{{{self.tag}}}" if self.tag else ""
-        return f"{tag}quantum:" + ("shadow:" if self.lane is Lane.SHADOW else "")
+        root = f"{tag}quantum:" + ("shadow:" if self.lane is Lane.SHADOW else "")
+        object.__setattr__(self, "root", root)
 
     def key(self, *parts: str) -> str:
         """The root and the parts, joined by colons.

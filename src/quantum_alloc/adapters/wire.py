@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from quantum_alloc.adapters import codec
@@ -78,6 +78,7 @@ class Schema(Generic[T]):
         time: the field that its writer puts the time into; empty for a record whose age does not matter.
         fields: the fields that the rules need.
         build: fields to a value; notes what is malformed.
+        asked: the fields that a reader asks for, times included.
     """
 
     name: str
@@ -85,11 +86,12 @@ class Schema(Generic[T]):
     fields: tuple[str, ...]
     build: Callable[[Fields], T]
 
-    @property
-    def asked(self) -> tuple[str, ...]:
-        """The fields that a reader asks for, times included."""
+    asked: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Work out once which fields a reader asks for."""
         times = (self.time, *(a for a in TIME_ALIASES if a != self.time)) if self.time else ()
-        return (*self.fields, *times)
+        object.__setattr__(self, "asked", (*self.fields, *times))
 
     def query(self, key: str) -> Command:
         """The command that reads the record of a key."""

@@ -41,7 +41,7 @@ def clamp(x: Num, lo: float, hi: float) -> Num:
     >>> clamp(1.7, 0.0, 1.0), clamp(-0.2, 0.0, 1.0), clamp(0.3, 0.0, 1.0)
     (1.0, 0.0, 0.3)
     """
-    if _is_array(x):
+    if not isinstance(x, (float, int)):
         import numpy as np
 
         return cast(Num, np.where(x < lo, lo, np.where(x > hi, hi, x)))

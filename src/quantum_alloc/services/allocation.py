@@ -127,6 +127,9 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
             m.add("p29_stale_fallback_total", source, amount=n)
     for s in made.skipped:
         m.add("quantum_alloc_skipped_total", s.reason)
+    m.replace("p29_target_usd", {d.symbol: d.target_usd for d in made.decisions})
+    m.replace("p29_allocation_confidence", {d.symbol: d.confidence for d in made.decisions})
+    m.replace("p29_cluster_factor", {d.cluster_id: d.cluster_factor for d in made.decisions})
     if made.halted:
         return Told(f"Allocation cycle complete symbols={len(seen.symbols.names)} targets=0 mode={mode}", made.halted)
     for d in made.decisions:
@@ -135,9 +138,6 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
             m.add("p29_enforce_overrides_total", d.symbol)
     if mode != ENFORCE:
         m.add("p29_shadow_pass_total", amount=len(made.decisions))
-    m.replace("p29_target_usd", {d.symbol: d.target_usd for d in made.decisions})
-    m.replace("p29_allocation_confidence", {d.symbol: d.confidence for d in made.decisions})
-    m.replace("p29_cluster_factor", {d.cluster_id: d.cluster_factor for d in made.decisions})
     regime = made.shared.regime
     m.set("p29_regime_factor", regime_factor(regime.value.name, made.params) if isinstance(regime, Fresh) else 1.0)
     if isinstance(portfolio, Fresh):

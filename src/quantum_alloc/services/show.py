@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quantum_alloc.services.logs import escape
+
 Row = Mapping[str, Any]
 
 
@@ -21,7 +23,7 @@ def cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
-    return str(value)
+    return escape(str(value))
 
 
 def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from typing import Any
 
-from quantum_alloc.adapters import wire
+from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
@@ -114,10 +114,10 @@ def last_cycle(store: Store, now: float) -> dict[str, Any] | None:
     fields = wire.entry_fields(reply[0]) if isinstance(reply, list) and reply else None
     if not fields:
         return None
-    text = {k: v.decode("utf-8", "replace") for k, v in fields.items()}
-    when = float(text["now"])
+    text = {k: codec.printable(v) for k, v in fields.items()}
+    when = codec.unix_seconds(fields.get("now", b""))
     names = ("cycle_id", "mode", "symbols", "targets", "equity_usd", "drawdown", "regime", "params_hash")
-    return {**{n: text.get(n, "") for n in names}, "age_s": age_s(when, now)}
+    return {**{n: text.get(n, "") for n in names}, "age_s": None if when is None else age_s(when, now)}
 
 
 def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any], str]:
