@@ -199,8 +199,10 @@ def test_budget_hashes_can_be_made_again(client: Client, any_server: EmbeddedSer
         h = client.hgetall(f"quantum:portfolio:budget:{s}")
         params = from_json(qa.BudgetParams, h["params"])
         assert params.alpha_heat == 0.7
-        numbers = [float(h[n]) for n in ("equity_usd", "portfolio_heat", "cluster_stress", "vol_regime")]
-        assert repr(qa.budget(*numbers, params)) == h["budget_usd"]
+        equity, heat, stress, vol = (
+            float(h[n]) for n in ("equity_usd", "portfolio_heat", "cluster_stress", "vol_regime")
+        )
+        assert repr(qa.budget(equity, heat, stress, vol, params)) == h["budget_usd"]
         assert h["params_hash"] == qa.config_hash(params)
 
 
