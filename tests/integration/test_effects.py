@@ -240,3 +240,77 @@ def test_prometheus_accepts_the_metrics(service: str) -> None:
             metrics.observe(row.name, 0.1)
     done = subprocess.run([str(promtool), "check", "metrics"], input=metrics.render(), capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+BAD_RECORDS = {
+    "position, malformed": ("quantum:state:positions:S1USDT", {"position_amt": "NaN"}),
+    "position, stale": ("quantum:state:positions:S1USDT", {"ts_epoch": NOW - 61}),
+    "position, future": ("quantum:state:positions:S1USDT", {"ts_epoch": NOW + 6}),
+    "market, malformed": ("quantum:state:market:S1USDT", {"sigma": "-1"}),
+    "market, no price": ("quantum:state:market:S1USDT", {"price": "0"}),
+    "market, stale": ("quantum:state:market:S1USDT", {"timestamp": NOW - 61}),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RECORDS)
+def test_a_bad_position_or_market_costs_its_own_heat_alone(
+    name: str, client: Client, any_server: EmbeddedServer
+) -> None:
+    """The others' budgets are those of a portfolio in which this symbol has no heat; its own one is there still,
+    and a portfolio of eleven loses nothing but what that record said."""
+    key, fields = BAD_RECORDS[name]
+    world = a_world(11).put("quantum:state:portfolio", equity_usd=1e6, drawdown=0, timestamp=NOW)
+    load(client, world.without(key.replace("positions", "market")).without(key.replace("market", "positions")))
+    run(any_server.url, "budget")
+    without_heat = {s: client.hget(f"quantum:portfolio:budget:S{s}USDT", "budget_usd") for s in range(11) if s != 1}
+    load(client, world.put(key, **fields))
+    run(any_server.url, "budget")
+    found = {s: client.hget(f"quantum:portfolio:budget:S{s}USDT", "budget_usd") for s in range(11)}
+    assert float(found.pop(1)) > 0
+    assert found == without_heat
+
+
+def test_one_unreadable_position_is_left_out_and_told(client: Client, any_server: EmbeddedServer) -> None:
+    """Equity counts the ten readable positions; the eleventh is named by a count and the source is partial."""
+    load(client, a_world(11).wrong_type("quantum:state:positions:S1USDT"))
+    run(any_server.url, "portfolio")
+    h = client.hgetall("quantum:state:portfolio")
+    assert (float(h["equity_usd"]), h["positions_count"], h["left_out"], h["source"]) == (
+        99_990.0,
+        "10",
+        "1",
+        "partial",
+    )
+    assert 0 < client.ttl("quantum:state:portfolio") <= 120
+    assert client.ttl("quantum:portfolio:peak") == -1
+
+
+@pytest.mark.parametrize("raw", ["NaN", "", "-1", "x" * 5000])
+def test_an_unreadable_peak_stays_and_hides_the_drawdown(raw: str, client: Client, any_server: EmbeddedServer) -> None:
+    """A peak that cannot be read is not replaced by today's equity; the drawdown is left out, so readers take HIGH."""
+    world = a_world(1).put("quantum:portfolio:peak", peak_equity_usd=raw, ts=NOW)
+    load(client, world.put("quantum:state:portfolio", drawdown="0.01"))
+    run(any_server.url, "portfolio", "budget", "allocation")
+    assert client.hget("quantum:portfolio:peak", "peak_equity_usd") == raw
+    assert client.hget("quantum:state:portfolio", "drawdown") is None
+    assert {d["drawdown_zone"] for d in written(client).decisions.values()} == {"HIGH"}
+
+
+def test_the_peak_outlives_a_restart(client: Client, any_server: EmbeddedServer) -> None:
+    """The peak on record makes the drawdown after a restart."""
+    load(client, a_world(1).put("quantum:portfolio:peak", peak_equity_usd="125000", ts=1))
+    run(any_server.url, "portfolio")
+    assert float(client.hget("quantum:state:portfolio", "drawdown")) == pytest.approx(1 - 99_999 / 125_000)
+    assert client.hget("quantum:portfolio:peak", "peak_equity_usd") == "125000"
+
+
+@pytest.mark.parametrize("broken", [{"balance": "NaN"}, {"timestamp": NOW - 121}, {"timestamp": NOW + 6}, None])
+def test_without_a_balance_nothing_is_written(
+    broken: dict[str, object] | None, client: Client, any_server: EmbeddedServer
+) -> None:
+    """Balance missing, malformed, older than 120 s or from the future: no portfolio."""
+    world = a_world(1)
+    key = "quantum:account:balance"
+    load(client, world.without(key) if broken is None else world.put(key, **broken))
+    run(any_server.url, "portfolio")
+    assert client.exists("quantum:state:portfolio", "quantum:portfolio:peak") == 0
