@@ -242,7 +242,7 @@ def test_prometheus_accepts_the_metrics(service: str) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-BAD_RECORDS = {
+BAD_RECORDS: dict[str, tuple[str, dict[str, object]]] = {
     "position, malformed": ("quantum:state:positions:S1USDT", {"position_amt": "NaN"}),
     "position, stale": ("quantum:state:positions:S1USDT", {"ts_epoch": NOW - 61}),
     "position, future": ("quantum:state:positions:S1USDT", {"ts_epoch": NOW + 6}),

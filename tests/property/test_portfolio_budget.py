@@ -182,3 +182,18 @@ def test_the_book_buys_each_symbol_once(steps: list[dict[str, float]]) -> None:
         assert h.qty * h.entry_price_usd == pytest.approx(20_000 / 3, rel=1e-12)
     assert Book(1.0, 0.0).buy({"A1": 1.0}).holdings == {}
     assert open_book(1.0, 1.0, 0).share_usd == 0.0
+
+
+@given(st.floats(min_value=5e-324, max_value=1e-300), st.sampled_from([0.0, 0.4]))
+def test_budgets_stay_numbers_for_an_equity_next_to_nothing(e: float, alpha: float) -> None:
+    """Whatever equity, positions and weights: every number of a budget is finite."""
+    book: dict[str, qa.Reading[qa.Position]] = {"BTCUSDT": qa.fresh(qa.Position(1e15, 1e15, 0.0))}
+    markets: dict[str, qa.Reading[qa.Market]] = {"BTCUSDT": qa.fresh(qa.Market(1e15, 1e6))}
+    inputs = qa.BudgetInputs(0.0, qa.fresh(qa.Portfolio(e, 0.0)), book, markets, {})
+    for d in qa.budget_cycle(inputs, qa.BudgetParams(alpha_heat=alpha)).decisions:
+        assert all(math.isfinite(x) for x in (d.budget_usd, d.stress_factor, d.portfolio_heat))
+
+
+def test_returns_between_extreme_prices_are_finite() -> None:
+    """A return stays finite where the ratio of two prices is no float."""
+    assert math.isfinite(Tape(5e-324, 0.0, 60.0).next(1e15, 60.0, 60.0, gap=False).returns[-1] or math.inf)

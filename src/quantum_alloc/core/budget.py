@@ -26,6 +26,8 @@ from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable
 
 RULES_VERSION = "p28_v1"
 VOL_UNKNOWN = 0.33
+HEAT_LIMIT = 1e12
+"""Keeps the stress a number for an equity next to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ def portfolio_heat(inputs: BudgetInputs, equity_usd: float) -> float:
         position, market = inputs.positions[symbol], inputs.markets.get(symbol)
         if isinstance(position, Fresh) and isinstance(market, Fresh) and market.value.sigma is not None:
             products.append(position.value.notional_usd * market.value.sigma)
-    return exact_sum(products) / equity_usd
+    return smaller(exact_sum(products) / equity_usd, HEAT_LIMIT)
 
 
 def budget_symbol(

@@ -27,7 +27,8 @@ def log_return(before: float, close: float) -> float:
     >>> log_return(100.0, 100.0)
     0.0
     """
-    return math.log(close / before)
+    ratio = close / before
+    return math.log(ratio) if 0.0 < ratio < math.inf else math.log(close) - math.log(before)
 
 
 def hourly_sigma(returns: Sequence[float], bar_s: float) -> float | None:

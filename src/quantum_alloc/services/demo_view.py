@@ -81,7 +81,8 @@ def headline(progress: Progress) -> str:
     p, c = progress.portfolio, progress.cycle
     equity = f"equity {float(p['equity_usd']):,.2f} USD" if p else "equity unknown"
     drawdown = f"drawdown {float(p['drawdown']):.2%}" if "drawdown" in p else "drawdown unknown"
-    regime = c.get("regime") or f"regime {c.get('regime_state', 'unknown')}"
+    state = c.get("regime_state", "unknown")
+    regime = f"regime {c['regime'] if state == 'ok' else state}"
     return f"{moment(progress.now)}  {equity}  {drawdown}  {regime}"
 
 

@@ -163,7 +163,8 @@ class Loop(Generic[S, Seen, Made]):
         told = cycle.tell(seen, made, took)
         self._finished(now, told, took)
         for _, failure in refused:
-            self.metrics.add("quantum_alloc_write_refused_total", failure.code)
+            known = failure.code if failure.code in ("WRONGTYPE", "ERR") else "other"
+            self.metrics.add("quantum_alloc_write_refused_total", known)
         keys = frozenset(key for key, _ in refused)
         for key in sorted(keys - self._refused):
             self.log.warning("the server refuses to write %s: it holds another type; delete it", printable(key))
