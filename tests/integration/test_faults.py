@@ -133,6 +133,7 @@ def test_a_refusing_server(code: str, any_server: EmbeddedServer, client: Client
     store.close()
     assert loop.once()
     assert loop.ready
+    store.close()
 
 
 def test_a_busy_server(any_server: EmbeddedServer, client: Client) -> None:
