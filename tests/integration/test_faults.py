@@ -132,7 +132,7 @@ def test_a_refusing_server(code: str, any_server: EmbeddedServer, client: Client
     assert written(client).hashes == before
     store.close()
     assert loop.once()
-    assert loop.ready
+    assert loop.metrics.value("quantum_alloc_ready") == 1.0
     store.close()
 
 

@@ -160,3 +160,21 @@ def test_an_entry_with_too_many_fields_is_malformed() -> None:
     flat: list[Reply] = [x for i in range(65) for x in (b"f%d" % i, b"1")]
     assert wire.decode_newest(wire.REGIME, [[b"1-1", flat]], NOW, 60).state == "malformed"
     assert wire.decode_newest(wire.REGIME, [[b"1-1", [b"other", b"1"]]], NOW, 60).state == "malformed"
+
+
+@pytest.mark.parametrize(
+    ("ts", "now", "state", "age"),
+    [
+        (100.0, 160.0, "ok", 60),
+        (100.0, 160.999, "ok", 60),
+        (100.999, 161.0, "stale", 61),
+        (100.4, 161.1, "stale", 61),
+        (100.9, 100.1, "ok", 0),
+        (105.999, 100.0, "ok", -5),
+        (106.0, 100.999, "future_ts", -6),
+    ],
+)
+def test_ages_are_differences_of_whole_seconds(ts: float, now: float, state: str, age: int) -> None:
+    """age = floor(now) - floor(ts), to the whole second, on both sides of each limit."""
+    reading = qa.grade(1.0, ts, now, 60)
+    assert (reading.state, reading.age_s) == (state, age)
