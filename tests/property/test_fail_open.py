@@ -162,3 +162,11 @@ def test_a_broken_map_is_told(broken: World, state: str) -> None:
     assert result.metrics.value("quantum_alloc_inputs_total", "clusters", state) == 1.0
     assert result.cycle["clusters_readable"] == "0"
     assert result.targets == {"BTCUSDT": "1820.93", "ETHUSDT": "1820.93"}
+
+
+def test_absent_confidences() -> None:
+    """An attribution without confidence counts 1, a regime without confidence 0.5; both are usable."""
+    world = BASE.put(LIVE.attribution("BTCUSDT"), performance_factor=1, ts_utc=NOW)
+    d = memory(regime(world, regime=b"TREND", timestamp=b"%d" % NOW)).decisions["BTCUSDT"]
+    assert (d["performance_factor"], d["performance_source"], d["attribution_confidence"]) == ("1.5", "P3.0", "")
+    assert (d["regime_factor"], d["confidence"], d["regime"]) == ("1.2", "0.5", "TREND")
