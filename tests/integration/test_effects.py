@@ -314,3 +314,13 @@ def test_without_a_balance_nothing_is_written(
     load(client, world.without(key) if broken is None else world.put(key, **broken))
     run(any_server.url, "portfolio")
     assert client.exists("quantum:state:portfolio", "quantum:portfolio:peak") == 0
+
+
+def test_while_nothing_is_found_the_scan_is_not_put_off(client: Client, any_server: EmbeddedServer) -> None:
+    """A service that starts before its inputs sees the first of them in its next cycle, not a minute later."""
+    store = Store(any_server.url)
+    universe = Universe(Keys(), ("quantum:portfolio:budget:",))
+    assert universe.find(store, store.read(universe.query), 0.0).names == ()
+    client.hset("quantum:portfolio:budget:BTCUSDT", mapping={"x": 1})
+    assert universe.find(store, store.read(universe.query), 5.0).names == ("BTCUSDT",)
+    store.close()

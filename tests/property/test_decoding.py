@@ -178,3 +178,10 @@ def test_ages_are_differences_of_whole_seconds(ts: float, now: float, state: str
     """age = floor(now) - floor(ts), to the whole second, on both sides of each limit."""
     reading = qa.grade(1.0, ts, now, 60)
     assert (reading.state, reading.age_s) == (state, age)
+
+
+def test_a_value_beyond_four_kilobytes_is_not_looked_at() -> None:
+    """At most 4 kB a value, however plain the number or time in it."""
+    assert codec.number(b"1." + b"0" * 4094) == 1.0
+    assert codec.number(b"1." + b"0" * 4095) is None
+    assert codec.unix_seconds(b"5." + b"0" * 4095) is None
