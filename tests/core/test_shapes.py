@@ -101,3 +101,16 @@ def test_arrays_without_options_are_the_plain_rule() -> None:
 def test_a_holding_is_valued_at_the_mark() -> None:
     """qty x (mark - entry)."""
     assert Holding(2.0, 10.0).unrealized_pnl_usd(11.0) == 2.0
+
+
+def test_notebook_mistakes_do_not_pass_silently() -> None:
+    """A symbol given twice is refused; a budget below 0 or NaN is skipped; a halted cycle shows why."""
+    shared = qa.SharedInputs(0.0, qa.fresh(qa.Portfolio(100_000.0, 0.0)))
+    twice = [qa.SymbolInputs("BTCUSDT", qa.fresh(1.0))] * 2
+    with pytest.raises(ValueError, match="twice"):
+        qa.allocate_portfolio(twice, shared)
+    for bad in (-5.0, float("nan")):
+        cycle = qa.allocate_portfolio([qa.SymbolInputs("BTCUSDT", qa.fresh(bad))], shared)
+        assert ([s.reason for s in cycle.skipped], cycle.decisions) == (["budget_malformed"], ())
+    halted = qa.allocate_portfolio([], qa.SharedInputs(0.0, qa.missing()))
+    assert "portfolio_missing" in halted._repr_html_()

@@ -32,7 +32,7 @@ def quiet(url: str, **more: str) -> dict[str, str]:
         (["run", "allocation", "--once"], {"REDIS_PORT": "1"}, 69, "did not end"),
         (["run", "feed", "--once"], {"QA_FEED_CANDLES": "/nowhere.csv"}, 65, "/nowhere.csv"),
         (["run", "portfolio", "budget", "--once"], {"METRICS_PORT": "9000"}, 78, "METRICS_PORT"),
-        (["status"], {"REDIS_PORT": "1"}, 69, "does not answer"),
+        (["status"], {"REDIS_PORT": "1"}, 69, "cannot be reached"),
     ],
 )
 def test_mistakes_get_a_sentence_and_a_code(

@@ -190,6 +190,7 @@ def test_ragged_candles(tmp_path: Path) -> None:
         (["--candles", "/nowhere.csv"], 65, "/nowhere.csv"),
         (["--symbols", "btc"], 2, "capital letters"),
         (["--bars", "0"], 2, "whole number"),
+        (["--seed", "x"], 2, "4,294,967,295"),
         (["--bars", "5", "--forever"], 2, "not allowed with"),
         (["--speed", "nan"], 2, "number from"),
     ],
@@ -200,3 +201,8 @@ def test_mistakes_get_one_sentence(args: list[str], code: int, says: str) -> Non
     assert done.returncode == code
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_symbol_given_twice_counts_once() -> None:
+    """--symbols A,A is --symbols A; seed 0 is a seed."""
+    assert as_json("--symbols", "BTCUSDT,BTCUSDT", "--bars", "3", "--seed", "0")["symbols"] == ["BTCUSDT"]

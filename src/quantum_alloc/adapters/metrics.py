@@ -214,6 +214,9 @@ def reference_page() -> str:
     ]
     for title, rows in (("Common", COMMON), *((name, rows) for name, rows in TABLES.items())):
         lines += [f"## {title}", "", "| metric | kind | labels | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{r.name}` | {r.kind} | {', '.join(r.labels) or '-'} | {r.help} |" for r in rows]
+        lines += [
+            f"| `{r.name}` | {r.kind} | {', '.join(r.labels) or '-'} | {r.help.replace('|', chr(92) + '|')} |"
+            for r in rows
+        ]
         lines.append("")
     return "\n".join(lines)

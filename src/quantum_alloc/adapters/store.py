@@ -79,7 +79,10 @@ def _store_error(error: Exception, where: str) -> StoreError:
         return StoreError(code, f"{where} answered {code}")
     if isinstance(error, (RedisConnectionError, OSError)):
         refused = "onnecting to" in str(error) or "onnection refused" in str(error)
-        return StoreError("unreachable" if refused else "closed", f"{where}: {error}")
+        if refused:
+            hint = "is it running, and is it what REDIS_URL, or REDIS_HOST and REDIS_PORT, name?"
+            return StoreError("unreachable", f"{where} cannot be reached: {hint}")
+        return StoreError("closed", f"{where}: {error}")
     return StoreError("other", f"{where}: {type(error).__name__}")
 
 

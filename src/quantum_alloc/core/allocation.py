@@ -97,7 +97,7 @@ class SharedInputs:
 
     now: float
     portfolio: Reading[Portfolio]
-    regime: Reading[Regime]
+    regime: Reading[Regime] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
     clusters_readable: bool = True
 
 
@@ -257,6 +257,8 @@ def allocate(
     base = budget.value
     if base is None:  # only a fresh or a stale budget has a value
         return Skipped(inputs.symbol, f"budget_{budget.state}", inputs)
+    if not base >= 0.0:  # below 0, or no number: the wire lets neither through
+        return Skipped(inputs.symbol, f"budget_{Reason.MALFORMED}", inputs)
     equity, drawdown = shared.portfolio.value.equity_usd, shared.portfolio.value.drawdown
     trusted = isinstance(budget, Fresh)
 

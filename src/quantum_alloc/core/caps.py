@@ -73,7 +73,7 @@ class AllocationCycle(Explained, Table):
         return [{n: getattr(d, n) for n in names} for d in self.decisions]
 
     def _repr_html_(self) -> str:
-        return Table._repr_html_(self)
+        return f"<p>nothing is written: {self.halted}</p>" if self.halted else Table._repr_html_(self)
 
 
 def _equity_usd(shared: SharedInputs) -> float:
@@ -94,6 +94,9 @@ def allocate_portfolio(
         params: the numbers of P2.9.
         attempt: how one symbol's step is run (``core.isolate``).
 
+    Raises:
+        ValueError: a symbol is given twice.
+
     >>> from quantum_alloc.core.portfolio import Portfolio
     >>> from quantum_alloc.core.reading import fresh, missing
     >>> shared = SharedInputs(0.0, fresh(Portfolio(100_000.0, 0.0)), missing())
@@ -102,6 +105,8 @@ def allocate_portfolio(
     [20000.0, 20000.0, 20000.0]
     """
     p = params or DEFAULTS
+    if len({s.symbol for s in symbols}) != len(symbols):
+        raise ValueError("a symbol is given twice: its targets would be counted twice under the caps")
     why = halted(shared)
     if why:
         return AllocationCycle(shared, p, why, (), (), {})

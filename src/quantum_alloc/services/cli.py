@@ -33,7 +33,7 @@ class Mistake(Exception):
 
 
 def _symbols(text: str) -> tuple[str, ...]:
-    names = tuple(n for n in text.split(",") if n)
+    names = tuple(sorted({n for n in text.split(",") if n}))
     bad = [n for n in names if valid_symbol(n.encode("utf-8", "replace")) is None]
     if bad or not names:
         raise argparse.ArgumentTypeError(f"{text!r}: symbols are 2 to 30 capital letters or digits, joined by commas")
@@ -53,6 +53,12 @@ def _at_least_one(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 4_294_967_295):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4,294,967,295")
+    return int(text)
+
+
 def _speed(text: str) -> float:
     try:
         value = float(text)
@@ -68,7 +74,7 @@ def _candle_flags(parser: argparse.ArgumentParser) -> None:
         "--candles", metavar="FILE", nargs="+", default=[], help="candle files (.csv, .csv.gz); none: simulated"
     )
     parser.add_argument("--symbols", type=_symbols, default=(), metavar="A,B", help="only these symbols")
-    parser.add_argument("--seed", type=_at_least_one, default=None, metavar="N", help="seed of the simulator (7)")
+    parser.add_argument("--seed", type=_seed, default=None, metavar="N", help="seed of the simulator (7)")
     parser.add_argument("--speed", type=_speed, default=None, metavar="X", help="pace, times real time")
     parser.add_argument("--strict", action="store_true", help="stop at the first malformed candle")
 
@@ -165,9 +171,7 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         server.start()
         with demo_view.live(sys.stdout, quiet=args.format == "json") as view:
             outcome = demo.drive(plan, environ, server, stop, view)
-        where = [
-            "Look further: quantum-alloc demo --keep leaves the server up; README.md and docs/ explain each column."
-        ]
+        where = ["Look further: the option --keep leaves the server up; README.md and docs/ explain each column."]
         if args.keep:
             demo.keep(server)
             kept = server.leave()
@@ -202,7 +206,7 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             last = found["last_cycle"]
             print("", show.table([last]) if last else "No allocation cycle is on record.", sep="\n")
     if trouble:
-        print(f"quantum-alloc: Redis at {found['redis']} does not answer: {trouble}", file=sys.stderr)
+        print(f"quantum-alloc: {trouble}", file=sys.stderr)
         return NO_REDIS
     return DONE
 

@@ -36,7 +36,7 @@ def reason(row: Mapping[str, str]) -> str:
     """
     parts = [] if row["bound"] == "none" else [row["bound"].replace("+", " and ") + " cap"]
     unused: dict[str, list[str]] = {}
-    for name, key in (("budget", "budget"), ("cluster", "stress"), ("performance", "attribution")):
+    for name, key in (("budget", "budget"), ("cluster", "stress"), ("perf", "attribution")):
         state = row[f"{key}_state"]
         if state != "ok":
             unused.setdefault(state, []).append(name)
@@ -187,11 +187,16 @@ def _rich(out: TextIO) -> Iterator[View]:
                 return
             last = time.monotonic()
             bar.update(task, completed=progress.bars, total=progress.total)
-            grid = Table(title=headline(progress), title_justify="left")
+            grid = Table(title=headline(progress), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
             for name in COLUMNS:
-                grid.add_column(name, justify="left" if name in ("symbol", "reason") else "right", overflow="ellipsis")
-            for row in rows_of(progress)[: max(5, console.height - 9)]:
+                side: Any = "left" if name in ("symbol", "reason") else "right"
+                least = {"reason": 6, "symbol": 8, "base": 8, "target": 8}.get(name, 4)
+                grid.add_column(name, justify=side, min_width=least, no_wrap=True, overflow="ellipsis")
+            rows, room = rows_of(progress), max(3, console.height - 5)
+            for row in rows if len(rows) <= room else rows[: room - 1]:
                 grid.add_row(*(f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+            if len(rows) > room:
+                grid.add_row(f"{len(rows) - room + 1} more")
             screen.update(Group(grid, bar), refresh=True)
 
         yield show

@@ -40,7 +40,7 @@ def _service(name: str, host: str, port: int) -> dict[str, Any]:
     except (OSError, ValueError):
         return {**row, "state": "not reached"}
     if body.get("service") != name:
-        return {**row, "state": "another program answers"}
+        return {**row, "state": f"{body.get('service', 'another program')} answers here"}
     state = body["status"] if body["ready"] else "not ready"
     return {
         **row,
@@ -117,7 +117,10 @@ def last_cycle(store: Store, now: float) -> dict[str, Any] | None:
     text = {k: codec.printable(v) for k, v in fields.items()}
     when = codec.unix_seconds(fields.get("now", b""))
     names = ("cycle_id", "mode", "symbols", "targets", "equity_usd", "drawdown", "regime", "params_hash")
-    return {**{n: text.get(n, "") for n in names}, "age_s": None if when is None else age_s(when, now)}
+    shown: dict[str, Any] = {n: text.get(n, "") for n in names}
+    for name in ("equity_usd", "drawdown"):
+        shown[name] = codec.number(fields.get(name, b""))
+    return {**shown, "age_s": None if when is None else age_s(when, now)}
 
 
 def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any], str]:
