@@ -76,8 +76,11 @@ def test_what_a_person_sees() -> None:
 def test_it_never_touches_a_server_that_it_did_not_start(client: Client, any_server: EmbeddedServer) -> None:
     """Whatever the environment says, an existing server stays as it was."""
     client.set("mine", "1")
-    as_json("--bars", "5", REDIS_URL=any_server.url, REDIS_HOST="example.invalid", REDIS_PORT="1", P29_MODE="enforce")
+    elsewhere = {"REDIS_URL": any_server.url, "REDIS_HOST": "example.invalid", "REDIS_PORT": "1", "METRICS_PORT": "1"}
+    own = {"QA_FEED_CANDLES": "/nowhere.csv", "QA_SYMBOLS": "ZZUSDT", "QA_FEED_SEED": "9"}
+    found = as_json("--bars", "5", **elsewhere, **own, P29_MODE="enforce")
     assert client.keys() == ["mine"]
+    assert found["sha256"] == as_json("--bars", "5")["sha256"]
 
 
 def test_keep_leaves_the_server_and_its_keys() -> None:
