@@ -126,7 +126,7 @@ def closes(path: Path, symbols: set[str]) -> dict[int, dict[str, float]]:
 
 def test_equity_and_drawdown_follow_the_candles(shared: Path) -> None:
     """On real candles equity and drawdown are those of an independent calculation: equal notional at the first close,
-    20 % of 100,000 USD, valued at each close."""
+    20 % of 100,000 USD, each symbol back at its share every 15 bars, one after the other; PnL is notional x return."""
     path = shared / "data" / "klines_1m_2025-12-13_18.csv.gz"
     found = as_json("--candles", str(path), "--symbols", ELEVEN, "--bars", "2000", "--keep")
     try:
@@ -138,10 +138,16 @@ def test_equity_and_drawdown_follow_the_candles(shared: Path) -> None:
     symbols = set(ELEVEN.split(","))
     bars = closes(path, symbols)
     assert len(states) == len(bars) == 2000
-    entry = bars[min(bars)]
-    peak, worst = 0.0, 0.0
-    for state, opened in zip(states, sorted(bars), strict=True):
-        equity = 100_000 + sum(20_000 / 11 * (bars[opened][s] / entry[s] - 1) for s in symbols)
+    last, share = bars[min(bars)], 20_000 / 11
+    notional = dict.fromkeys(sorted(symbols), share)
+    equity, peak, worst = 100_000.0, 0.0, 0.0
+    for bar, (state, opened) in enumerate(zip(states, sorted(bars), strict=True)):
+        for place, s in enumerate(notional):
+            moved = notional[s] * bars[opened][s] / last[s]
+            equity += moved - notional[s]
+            due = bar > 0 and (bar + place) % 15 == 0
+            notional[s] = share if due else moved
+        last = bars[opened]
         peak = max(peak, equity)
         worst = max(worst, 1 - equity / peak)
         assert int(state["timestamp"]) == opened // 1000 + 60

@@ -112,13 +112,15 @@ def test_enforce_writes_targets(mode: str, client: Client, any_server: EmbeddedS
 
 
 def test_the_proposals_are_not_taken_for_targets(client: Client, any_server: EmbeddedServer) -> None:
-    """A scan for targets does not pick up the proposed ones: their rest of the name is no symbol."""
+    """A scan for targets passes the proposed ones over, in both lanes, and does not count them as refused names."""
     client.hset("quantum:allocation:target:proposed:BTCUSDT", mapping={"x": 1})
     client.hset("quantum:allocation:target:BTCUSDT", mapping={"x": 1})
     store = Store(any_server.url)
-    universe = Universe(Keys(), ("quantum:allocation:target:",))
+    client.hset("quantum:shadow:allocation:target:proposed:ETHUSDT", mapping={"x": 1})
+    client.hset("quantum:shadow:allocation:target:SOLUSDT", mapping={"x": 1})
+    universe = Universe(Keys(), ("quantum:allocation:target:", "quantum:shadow:allocation:target:"))
     found = universe.find(store, store.read(universe.query), NOW)
-    assert (found.names, found.refused) == (("BTCUSDT",), 1)
+    assert (found.names, found.refused) == (("BTCUSDT", "SOLUSDT"), 0)
     store.close()
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import quantum_alloc.core as qa
 from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.effects import Failed, Reply
-from quantum_alloc.core.record import number
+from quantum_alloc.core.fields import number
 from tests.property.strategies import HOSTILE, NOW, hostile
 
 SCHEMAS: list[wire.Schema[Any]] = [v for v in vars(wire).values() if isinstance(v, wire.Schema)]

@@ -169,20 +169,55 @@ def test_sigma_is_the_deviation_of_the_last_sixty_bars(bars: list[tuple[float, b
         assert tape.sigma == pytest.approx(statistics.stdev(used) * math.sqrt(60), rel=1e-9, abs=1e-15)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["A1", "B1", "C1"]), prices, min_size=1), min_size=1, max_size=20))
+walks = st.lists(st.dictionaries(st.sampled_from(["A1", "B1", "C1"]), prices, min_size=1), min_size=1, max_size=20)
+
+
+@given(walks)
 def test_the_book_buys_each_symbol_once(steps: list[dict[str, float]]) -> None:
-    """Equal notional at the first price of each symbol, never bought again."""
+    """Without rebalancing: equal notional at the first price of each symbol, never bought again, no PnL."""
     book = open_book(100_000.0, 0.2, 3)
     first: dict[str, float] = {}
     for marks in steps:
-        book = book.buy(marks)
+        book, fills = book.trade(marks)
+        assert [f.symbol for f in fills] == sorted(marks.keys() - first.keys())
+        assert all(f.pnl_usd is None for f in fills)
         for s, p in marks.items():
             first.setdefault(s, p)
     assert {s: h.entry_price_usd for s, h in book.holdings.items()} == first
     for h in book.holdings.values():
         assert h.qty * h.entry_price_usd == pytest.approx(20_000 / 3, rel=1e-12)
-    assert Book(1.0, 0.0).buy({"A1": 1.0}).holdings == {}
+    assert Book(1.0, 0.0).trade({"A1": 1.0}) == (Book(1.0, 0.0), ())
     assert open_book(1.0, 1.0, 0).share_usd == 0.0
+
+
+@given(walks, st.integers(1, 5))
+def test_rebalancing_moves_no_equity_and_restores_the_share(steps: list[dict[str, float]], every: int) -> None:
+    """A rebalancing realises what half of the position has earned, leaves equity as it was, and ends at the share (or
+    at half of what it was, where that is more)."""
+    book = open_book(100_000.0, 0.2, 3, rebalance_bars=every)
+    seen: dict[str, int] = {}
+    for marks in steps:
+        before = book
+        book, fills = book.trade(marks)
+        for s, p in sorted(marks.items()):
+            held = before.holdings.get(s)
+            new = book.holdings[s]
+            if held is None:
+                seen[s] = len(seen)
+                continue
+            seen[s] += 1
+            own = [f for f in fills if f.symbol == s]
+            if seen[s] % every:
+                assert (own, new.qty) == ([], held.qty)
+                continue
+            worth = held.qty * p
+            assert own[0].pnl_usd == pytest.approx(worth / 2 - held.qty / 2 * held.entry_price_usd, rel=1e-9, abs=1e-9)
+            assert new.qty * p == pytest.approx(max(20_000 / 3, worth / 2), rel=1e-9)
+        marked = [s for s in marks if s in before.holdings]
+        values = [
+            b.balance_usd + sum(b.holdings[s].unrealized_pnl_usd(marks[s]) for s in marked) for b in (before, book)
+        ]
+        assert values[1] == pytest.approx(values[0], rel=1e-9, abs=1e-3)
 
 
 @given(st.floats(min_value=5e-324, max_value=1e-300), st.sampled_from([0.0, 0.4]))

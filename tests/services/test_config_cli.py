@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantum_alloc.services import config_cli
+from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.env_file import parse
 from quantum_alloc.services.options import GROUPS, KNOWN, load
 from quantum_alloc.services.settings import SettingsError
@@ -45,7 +46,7 @@ def test_a_good_environment_passes() -> None:
     """No finding is exit code 0 and one line."""
     code, out, err = run("check", environ={"P29_MODE": "enforce", "P29_INTERVAL_SEC": "2"})
     assert (code, err) == (0, "")
-    assert out == "The settings of feed, portfolio, budget, allocation can be used; 2 are set.\n"
+    assert out == f"The settings of {', '.join(SERVICES)} can be used; 2 are set.\n"
 
 
 def test_every_error_is_listed_and_exit_code_78() -> None:
@@ -83,7 +84,7 @@ def test_a_mistaken_name_is_one_sentence_with_the_list(argv: tuple[str, ...]) ->
     """A service that is none: exit code 2, the names that there are, and nothing on standard output."""
     code, out, err = run(*argv)
     assert (code, out) == (2, "")
-    assert err == "quantum-alloc: 'alocation' is not a service: there are feed, portfolio, budget, allocation\n"
+    assert err == f"quantum-alloc: 'alocation' is not a service: there are {', '.join(SERVICES)}\n"
 
 
 BAD_FILES: list[tuple[str, str]] = [

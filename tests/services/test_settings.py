@@ -19,6 +19,7 @@ from quantum_alloc.services.options import (
     AllocationOptions,
     BudgetOptions,
     CommonOptions,
+    EfficiencyOptions,
     FeedOptions,
     PortfolioOptions,
     RedisOptions,
@@ -272,7 +273,11 @@ def test_ports_and_cadences_are_those_of_the_contract() -> None:
         "portfolio": (8046, 5.0),
         "budget": (8049, 10.0),
         "allocation": (8059, 5.0),
+        "attribution": (8061, 5.0),
+        "efficiency": (8062, 5.0),
+        "proposer": (8065, 10.0),
     }
+    assert load(["efficiency"], {}).of(EfficiencyOptions).health_port == 8063
     assert all((n, s.port) == (s.SERVICE, s.DEFAULT_PORT) for n, s in found.items())
 
 
@@ -443,9 +448,8 @@ def test_names_of_other_programs_stop_nothing() -> None:
 
 def test_variables_of_later_services_are_accepted_and_ignored() -> None:
     """An env file of the whole contract starts every service, whatever the values of services not here yet."""
-    found = load_all(
-        dict.fromkeys(CONTRACT_VARIABLES - {v.spec.env for g in GROUPS.values() for v in variables(g)}, "?")
-    )
+    groups: tuple[type, ...] = (CommonOptions, *GROUPS.values())
+    found = load_all(dict.fromkeys(CONTRACT_VARIABLES - {v.spec.env for g in groups for v in variables(g)}, "?"))
     assert found.warnings == ()
 
 

@@ -20,6 +20,9 @@ RUN = [sys.executable, "-W", "error", "-m", "quantum_alloc.services"]
 CLEAN = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "TMPDIR")}
 
 
+PORTS = {"allocation": "P29_METRICS_PORT", "attribution": "P30_METRICS_PORT", "efficiency": "P31_PORT"}
+
+
 class Service:
     """One service in a process of its own; use it as a context manager."""
 
@@ -27,7 +30,9 @@ class Service:
         """Prepare; entering starts it."""
         self.name = name
         self.port = free_port()
-        ports = {"P29_METRICS_PORT": str(self.port)} if name == "allocation" else {"METRICS_PORT": str(self.port)}
+        ports = {PORTS.get(name, "METRICS_PORT"): str(self.port)}
+        if name == "efficiency":
+            ports["P31_HEALTH_PORT"] = str(free_port())
         self.environ = {**CLEAN, "REDIS_URL": url, **ports, **environ}
         self.flags = flags
         self.process: subprocess.Popen[str] | None = None

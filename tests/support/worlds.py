@@ -228,7 +228,5 @@ def written(client: Client) -> Result:
 def environ_of(params: AllocationParams | None) -> dict[str, str]:
     """Parameters as environment variables."""
     p = params or AllocationParams()
-    return {
-        name.upper().replace("STALE_DATA_S", "STALE_DATA_SEC"): str(getattr(p, name))
-        for name in AllocationParams.__dataclass_fields__
-    }
+    renamed = {"stale_data_s": "STALE_DATA_SEC", "use_proposed": "P29_USE_PROPOSED"}
+    return {renamed.get(name, name.upper()): str(getattr(p, name)) for name in AllocationParams.__dataclass_fields__}

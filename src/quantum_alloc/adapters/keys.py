@@ -1,20 +1,18 @@
 """Names of keys and streams, built here and nowhere else, from a lane and, where wanted, a cluster hash tag.
 
 The live lane is ``quantum:...``, the shadow lane ``quantum:shadow:...``. A hash tag puts all keys of one installation
-into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have none. Source: the project's contract.
+into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have none. A writer of the shadow lane gets
+``ShadowKeys``, which has no way to name a live key. Source: the project's contract.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from typing import Protocol
 
+from quantum_alloc.core.reading import Lane
 
-class Lane(StrEnum):
-    """Which set of keys."""
-
-    LIVE = "live"
-    SHADOW = "shadow"
+__all__ = ["LIVE", "PROPOSED", "HashKeys", "Keys", "Lane", "ShadowKeys"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,5 +86,73 @@ class Keys:
         """Hash of a symbol's enforced target."""
         return self.key("allocation", "target", symbol)
 
+    def efficiency(self, symbol: str) -> str:
+        """Hash of a symbol's efficiency."""
+        return self.key("capital", "efficiency", symbol)
 
+    def proposed(self, symbol: str) -> str:
+        """Hash of a symbol's proposed target."""
+        return self.key("allocation", "target", PROPOSED, symbol)
+
+    attribution_state = property(lambda self: self.key("p30", "state"))
+    efficiency_state = property(lambda self: self.key("p31", "state"))
+
+
+class HashKeys(Protocol):
+    """The hashes that exist in both lanes."""
+
+    def attribution(self, symbol: str) -> str:
+        """Hash of a symbol's attribution."""
+        ...
+
+    def target(self, symbol: str) -> str:
+        """Hash of a symbol's target."""
+        ...
+
+    def efficiency(self, symbol: str) -> str:
+        """Hash of a symbol's efficiency."""
+        ...
+
+    def proposed(self, symbol: str) -> str:
+        """Hash of a symbol's proposed target."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowKeys:
+    """The hashes of the shadow lane, and nothing else.
+
+    Attributes:
+        tag: cluster hash tag without braces; empty for none.
+    """
+
+    tag: str = ""
+
+    @property
+    def _keys(self) -> Keys:
+        return Keys(Lane.SHADOW, self.tag)
+
+    def attribution(self, symbol: str) -> str:
+        """Hash of a symbol's attribution.
+
+        >>> ShadowKeys().attribution("BTCUSDT")
+        'quantum:shadow:alpha:attribution:BTCUSDT'
+        """
+        return self._keys.attribution(symbol)
+
+    def target(self, symbol: str) -> str:
+        """Hash of a symbol's target."""
+        return self._keys.target(symbol)
+
+    def efficiency(self, symbol: str) -> str:
+        """Hash of a symbol's efficiency."""
+        return self._keys.efficiency(symbol)
+
+    def proposed(self, symbol: str) -> str:
+        """Hash of a symbol's proposed target."""
+        return self._keys.proposed(symbol)
+
+
+PROPOSED = "proposed"
+"""What follows the prefix of targets in the names of proposals; a scan for targets passes it over."""
 LIVE = Keys()

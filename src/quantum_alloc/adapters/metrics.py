@@ -89,13 +89,62 @@ ALLOCATION = (
     Row("p29_drawdown_factor", "gauge", "Drawdown factor of the cycle."),
     Row("p29_loop_duration_seconds", "histogram", "First read sent to last write acknowledged."),
     Row("quantum_alloc_targets", "gauge", "Targets of the last cycle."),
+    Row("quantum_alloc_proposed_factor", "gauge", "The proposer's factor, with P29_USE_PROPOSED.", ("symbol",)),
     Row("quantum_alloc_skipped_total", "counter", "Symbols without a target, by reason.", ("reason",)),
+)
+EXECUTIONS = (
+    Row(
+        "quantum_alloc_execution_entries_total",
+        "counter",
+        "Entries of the execution stream: applied, open (no PnL), other_symbol, or why they were set aside.",
+        ("result",),
+    ),
+    Row("quantum_alloc_execution_missed_total", "counter", "Entries that were gone before they were read."),
+    Row("quantum_alloc_execution_stream_restarts_total", "counter", "Times that the stream was found begun again."),
+    Row("quantum_alloc_execution_beyond", "gauge", "1 while the position is beyond the stream: nothing is read."),
+    Row("quantum_alloc_execution_behind", "gauge", "1 while there is more to read than one cycle takes."),
+    Row("quantum_alloc_state_symbols", "gauge", "Symbols that are remembered."),
+    Row("quantum_alloc_state_malformed_total", "counter", "Symbols whose state could not be read and began anew."),
+    Row("quantum_alloc_state_dropped_total", "counter", "Symbols forgotten after seven days, or beyond MAX_SYMBOLS."),
+)
+ATTRIBUTION = (
+    Row("p30_attributions_computed_total", "counter", "Attributions published.", ("symbol",)),
+    Row("p30_alpha_score", "gauge", "Alpha score, -1 to 1.", ("symbol",)),
+    Row("p30_performance_factor", "gauge", "Performance factor, 0 to 1, 0.5 neutral.", ("symbol",)),
+    Row("p30_confidence", "gauge", "Confidence of the attribution.", ("symbol",)),
+    Row("p30_lkg_used_total", "counter", "Attributions published from executions that are not recent.", ("symbol",)),
+    Row("p30_loop_duration_seconds", "histogram", "First read sent to last write acknowledged."),
+    *EXECUTIONS,
+)
+EFFICIENCY = (
+    Row("p31_loops_total", "counter", "Cycles that ended."),
+    Row("p31_loop_duration_seconds", "histogram", "First read sent to last write acknowledged."),
+    Row("p31_exec_events_total", "counter", "Executions applied.", ("symbol",)),
+    Row("p31_inputs_missing_total", "counter", "Inputs missing or unusable: p30, p29.", ("symbol", "which")),
+    Row("p31_inputs_stale_total", "counter", "Inputs out of date and still used: p30, p29.", ("symbol", "which")),
+    Row("p31_efficiency_score", "gauge", "Efficiency score, 0 to 1.", ("symbol",)),
+    Row("p31_confidence", "gauge", "Confidence of the efficiency.", ("symbol",)),
+    Row("p31_written_total", "counter", "Efficiency hashes written, in the live lane.", ("symbol",)),
+    Row("p31_lkg_used_total", "counter", "Cycles in which a last known good value stood in.", ("symbol",)),
+    Row("quantum_alloc_outliers_total", "counter", "Executions with a PnL above ten targets.", ("symbol",)),
+    *EXECUTIONS,
+)
+PROPOSER = (
+    Row("p29_shadow_loops_total", "counter", "Cycles that ended."),
+    Row("p29_shadow_proposed_total", "counter", "Proposals by reason.", ("reason",)),
+    Row("p29_shadow_multiplier", "gauge", "Multiplier proposed.", ("symbol",)),
+    Row("p29_shadow_eff_confidence", "gauge", "Confidence of the efficiency.", ("symbol",)),
+    Row("p29_shadow_eff_score", "gauge", "Efficiency score.", ("symbol",)),
+    Row("quantum_alloc_not_proposed_total", "counter", "Symbols without a usable base target, by why.", ("reason",)),
 )
 TABLES: Mapping[str, tuple[Row, ...]] = {
     "feed": FEED,
     "portfolio": PORTFOLIO,
     "budget": BUDGET,
+    "attribution": ATTRIBUTION,
     "allocation": ALLOCATION,
+    "efficiency": EFFICIENCY,
+    "proposer": PROPOSER,
 }
 
 

@@ -34,7 +34,7 @@ STORE_CODES = CONFIGURATION_CODES | {
     "ASK", "CROSSSLOT", "EXECABORT",
 }  # fmt: skip
 """Refusals that concern the server or our account, not one key."""
-CODES = STORE_CODES | {"unreachable", "timeout", "closed", "other"}
+CODES = STORE_CODES | {"unreachable", "timeout", "closed", "conflict", "other"}
 """Every code a ``StoreError`` can carry: a closed set, safe as a metric label."""
 
 
@@ -166,6 +166,9 @@ class Store:
     def _transaction(self, commands: list[Command]) -> list[tuple[str, Failed]]:
         replies = self._batch([("MULTI",), *commands, ("EXEC",)])
         outcome = replies[-1]
+        if outcome is None:  # a watched key is not what it was when it was read
+            what = "wrote the same state in the meantime: does the service run twice?"
+            raise StoreError("conflict", f"{self.shown}: another program {what}")
         if not isinstance(outcome, list):
             why = next((r for r in replies if isinstance(r, Failed) and r.code != "EXECABORT"), outcome)
             code = why.code if isinstance(why, Failed) else "other"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantum_alloc.adapters.effects import Command, Failed, Reply
-from quantum_alloc.adapters.keys import Keys
+from quantum_alloc.adapters.keys import PROPOSED, Keys
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.wire import symbols_of
 
@@ -20,6 +20,7 @@ REFRESH_S = 60
 PAGE_KEYS = 1000
 PAGES_PER_CYCLE = 200
 SET_LIMIT_FACTOR = 10
+_PROPOSED = f"{PROPOSED}:".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,8 @@ class Universe:
                 self._left, self._cursor = [], b"0"
                 return
             cut = len(prefix)
-            found, refused = symbols_of([k[cut:] for k in reply[1] if isinstance(k, bytes)])
+            rest = [k[cut:] for k in reply[1] if isinstance(k, bytes)]
+            found, refused = symbols_of([name for name in rest if not name.startswith(_PROPOSED)])
             self._building |= found
             self._refused_building += refused
             self._cursor = reply[0]

@@ -16,10 +16,14 @@ from typing import Generic, TypeVar
 from quantum_alloc.adapters import codec
 from quantum_alloc.adapters.effects import Command, Failed, Reply
 from quantum_alloc.core import (
+    AllocationTarget,
     Attribution,
+    Efficiency,
+    Lane,
     Market,
     Portfolio,
     Position,
+    Proposal,
     Reading,
     Reason,
     Regime,
@@ -28,9 +32,10 @@ from quantum_alloc.core import (
     missing,
 )
 from quantum_alloc.core.allocation import UNMAPPED
-from quantum_alloc.core.reading import Fresh
+from quantum_alloc.core.reading import Fresh, shown
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 TIME_ALIASES = ("ts", "timestamp", "ts_utc", "ts_epoch", "updated_ts")
 ENTRY_FIELDS_LIMIT = 64
@@ -67,6 +72,23 @@ class Fields:
             self.bad = self.bad or name
             return ""
         return value
+
+    def lane(self, name: str) -> Lane:
+        """A lane; live where the record does not say, shadow where it says anything but live."""
+        return Lane.LIVE if self.raw.get(name, b"live") == b"live" else Lane.SHADOW
+
+
+@dataclass(frozen=True, slots=True)
+class InLane(Generic[T_co]):
+    """A value, and the lane of what it was made from.
+
+    Attributes:
+        value: the value.
+        lane: shadow when anything in it came from there; live where the record does not say.
+    """
+
+    value: T_co
+    lane: Lane
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +145,18 @@ def _attribution(f: Fields) -> Attribution:
     return Attribution(f.number("performance_factor", -1e308, 1e308), f.number_or_none("confidence", 0.0, 1.0))
 
 
+def _target(f: Fields) -> AllocationTarget:
+    return AllocationTarget(f.number("target_usd", 0.0), f.number("confidence", 0.0, 1.0))
+
+
+def _efficiency(f: Fields) -> InLane[Efficiency]:
+    return InLane(Efficiency(f.number("efficiency_score", 0.0, 1.0), f.number("confidence", 0.0, 1.0)), f.lane("lane"))
+
+
+def _proposal(f: Fields) -> InLane[Proposal]:
+    return InLane(Proposal(f.number("multiplier", 0.0, 1e6), f.word("reason")), f.lane("eff_lane"))
+
+
 PORTFOLIO = Schema("portfolio", "timestamp", ("equity_usd", "drawdown"), _portfolio)
 BALANCE = Schema("balance", "timestamp", ("balance",), lambda f: f.number("balance"))
 PEAK = Schema("peak", "", ("peak_equity_usd",), lambda f: f.number("peak_equity_usd", 0.0))
@@ -132,7 +166,11 @@ BUDGET = Schema("budget", "timestamp", ("budget_usd",), lambda f: f.number("budg
 STRESS = Schema("cluster", "timestamp", ("stress",), lambda f: f.number("stress", 0.0, 1.0))
 ATTRIBUTION = Schema("performance", "ts_utc", ("performance_factor", "confidence"), _attribution)
 REGIME = Schema("regime", "timestamp", ("regime", "confidence"), _regime)
-TARGET = Schema("target", "", ("target_usd",), lambda f: f.number("target_usd", 0.0))
+PRIOR = Schema("prior", "", ("target_usd",), lambda f: f.number("target_usd", 0.0))
+TARGET = Schema("target", "timestamp", ("target_usd", "confidence"), _target)
+BASE_TARGET = Schema("target", "timestamp", ("target_usd",), lambda f: f.number("target_usd", 0.0))
+EFFICIENCY = Schema("efficiency", "ts", ("efficiency_score", "confidence", "lane"), _efficiency)
+PROPOSAL = Schema("proposal", "ts_epoch", ("multiplier", "reason", "eff_lane"), _proposal)
 
 
 def decode(schema: Schema[T], reply: Reply, now: float, limit_s: float) -> Reading[T]:
@@ -174,6 +212,52 @@ def decode_fields(schema: Schema[T], raw: Mapping[str, bytes], now: float, limit
     if fields.bad or ts is None:
         return Unusable(Reason.MALFORMED, ts=ts, detail=fields.bad or stamp or f"{schema.time} is absent")
     return grade(value, ts, now, limit_s)
+
+
+def absent(reply: Reply) -> bool:
+    """True when a hash's reply holds none of the fields that were asked for.
+
+    Args:
+        reply: what ``Schema.query`` was answered with.
+
+    >>> absent([None, None]), absent([b"", None]), absent(Failed("WRONGTYPE"))
+    (True, False, False)
+    """
+    return isinstance(reply, list) and all(value is None for value in reply)
+
+
+def in_lanes(live: Reply, shadow: Reply | None) -> tuple[Reply, Lane]:
+    """The reply that counts: the live one, or the shadow lane's where the live one is absent and the other is not.
+
+    Args:
+        live: of the live key.
+        shadow: of the shadow lane's key; None where that lane is not read.
+    """
+    if shadow is not None and absent(live) and not absent(shadow):
+        return shadow, Lane.SHADOW
+    return live, Lane.LIVE
+
+
+def out_of(reading: Reading[InLane[T]], read_from: Lane) -> tuple[Reading[T], Lane]:
+    """A reading without its lane, and the lane: shadow where it was read there or says so itself.
+
+    Args:
+        reading: of a record that names the lane of its inputs.
+        read_from: where the record was read.
+    """
+    told = shown(reading)
+    lane = Lane.SHADOW if told is not None and told.lane is Lane.SHADOW else read_from
+    if isinstance(reading, Fresh):
+        return Fresh(reading.value.value, reading.ts, reading.age_s), lane
+    kept, seen = reading.value, reading.shown
+    return Unusable(
+        reading.reason,
+        None if kept is None else kept.value,
+        reading.ts,
+        reading.age_s,
+        reading.detail,
+        shown=None if seen is None else seen.value,
+    ), lane
 
 
 def entry_fields(entry: Reply) -> dict[str, bytes] | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantum_alloc.adapters.effects import Effect, Group, HashSet, SetAdd, StreamAdd, in_groups
-from quantum_alloc.adapters.keys import LIVE, Keys
+from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys, ShadowKeys
 from quantum_alloc.core import (
     AllocationCycle,
     BudgetCycle,
@@ -23,8 +23,8 @@ from quantum_alloc.core import (
     decision_fields,
 )
 from quantum_alloc.core.budget import RULES_VERSION as BUDGET_RULES
+from quantum_alloc.core.fields import number
 from quantum_alloc.core.params import to_json
-from quantum_alloc.core.record import number
 
 SYMBOLS_PER_GROUP = 1000
 PORTFOLIO_TTL_S = 120
@@ -42,12 +42,19 @@ class Target:
         ttl_s: expiry of its hashes, seconds.
         maxlen: about how many entries its streams keep.
         keys: the names.
+        shadow: the names of the shadow lane, where it is written in shadow mode; None where it is not.
     """
 
     mode: str = "shadow"
     ttl_s: int = 300
     maxlen: int = 200_000
     keys: Keys = LIVE
+    shadow: ShadowKeys | None = None
+
+    @property
+    def hash_keys(self) -> HashKeys | None:
+        """Names of the hashes that others act on: live in enforce, else of the shadow lane, else none are written."""
+        return self.keys if self.mode == ENFORCE else self.shadow
 
 
 def stamp(now: float, name: str = "timestamp") -> dict[str, str]:
@@ -95,15 +102,15 @@ def allocation_effects(
         StreamAdd(keys.stream("allocation.cycle"), {**shared, **when}, to.maxlen),
         *universe_effects([d.symbol for d in cycle.decisions], known, keys),
     )
-    stream, enforced = keys.stream("allocation.decision"), to.mode == ENFORCE
+    stream, hashes = keys.stream("allocation.decision"), to.hash_keys
     raised: list[list[Effect]] = []
     lowered: list[list[Effect]] = []
     for d in cycle.decisions:
-        fields = {**decision_fields(d, shared["cycle_id"], to.mode), **when}
+        fields = {**decision_fields(d, shared["cycle_id"], to.mode, cycle.params), **when}
         effects: list[Effect] = [StreamAdd(stream, fields, to.maxlen)]
-        if enforced:
+        if hashes is not None:
             names = ("target_usd", "weight", "cluster_id", "regime", "drawdown_zone", "confidence", "cycle_id", "mode")
-            effects.append(HashSet(keys.target(d.symbol), {**{n: fields[n] for n in names}, **when}, to.ttl_s))
+            effects.append(HashSet(hashes.target(d.symbol), {**{n: fields[n] for n in names}, **when}, to.ttl_s))
         before = prior_usd.get(d.symbol)
         (raised if before is None or d.target_usd > before else lowered).append(effects)
     groups = in_groups([*lowered, *raised], SYMBOLS_PER_GROUP) or ((),)

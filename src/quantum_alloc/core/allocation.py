@@ -8,6 +8,9 @@
     weight              target / equity
     confidence          regime confidence (0.5 when unusable); with a usable stress record the mean of it and 1 - stress
 
+With ``use_proposed`` the proposer's multiplier is a fifth factor before the caps, moving by at most 10 % a cycle and
+exactly 1.0 whenever the proposal is not fresh or its reason is not ok.
+
 Unusable optional inputs are exactly neutral (factor 1.0). A stale budget is used with neutral regime, cluster and
 performance; any other trouble with it skips the symbol. A portfolio that cannot be used, or whose equity is not
 positive, halts the cycle. Source: the project's rules, section 2.
@@ -28,12 +31,13 @@ from quantum_alloc.core.factors import (
     drawdown_factor,
     drawdown_zone,
     performance_factor,
+    proposed_factor,
     regime_factor,
     uncapped_target,
 )
 from quantum_alloc.core.numeric import smaller
 from quantum_alloc.core.portfolio import Portfolio
-from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable
+from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable
 from quantum_alloc.core.table import Explained
 
 RULES_VERSION = "p29_v1"
@@ -85,6 +89,19 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposal:
+    """The proposer's opinion on a symbol.
+
+    Attributes:
+        multiplier: of the target, at least 0.
+        reason: counts only when it is ``ok``.
+    """
+
+    multiplier: float
+    reason: str = "ok"
+
+
+@dataclass(frozen=True, slots=True)
 class SharedInputs:
     """What all symbols of a cycle share.
 
@@ -111,6 +128,10 @@ class SymbolInputs:
         cluster_id: the group that the map names, else ``UNKNOWN``.
         stress: stress of that cluster, 0..1.
         attribution: performance.
+        attribution_lane: where it was read.
+        proposal: the proposer's multiplier; looked at only with ``use_proposed``.
+        proposal_lane: shadow when it was made from anything in the shadow lane.
+        proposal_prior: the factor that the cycle before used; 1.0 at the start.
     """
 
     symbol: str
@@ -118,6 +139,10 @@ class SymbolInputs:
     cluster_id: str = UNMAPPED
     stress: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
     attribution: Reading[Attribution] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    attribution_lane: Lane = Lane.LIVE
+    proposal: Reading[Proposal] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    proposal_lane: Lane = Lane.LIVE
+    proposal_prior: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +170,7 @@ class AllocationDecision(Explained):
         group_sum_usd: the group's symbol-capped sum, USD; None where the cluster cap does not apply.
         inputs: the symbol's own readings.
         shared: the cycle's shared readings.
+        proposed_factor: the proposer's multiplier as it was applied; 1.0 without ``use_proposed``.
     """
 
     symbol: str
@@ -167,6 +193,7 @@ class AllocationDecision(Explained):
     group_sum_usd: float | None
     inputs: SymbolInputs
     shared: SharedInputs
+    proposed_factor: float = 1.0
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -280,8 +307,11 @@ def allocate(
         )
         source = PerformanceSource.ATTRIBUTION
     f_drawdown = p.dd_factor_high if drawdown is None else drawdown_factor(drawdown, p)
+    f_proposed = 1.0
+    if p.use_proposed and trusted and isinstance(inputs.proposal, Fresh) and inputs.proposal.value.reason == "ok":
+        f_proposed = proposed_factor(inputs.proposal.value.multiplier, inputs.proposal_prior)
 
-    uncapped = uncapped_target(base, f_regime, f_cluster, f_drawdown, f_performance)
+    uncapped = uncapped_target(base, f_regime, f_cluster, f_drawdown, f_performance, f_proposed)
     symbol_cap = p.max_symbol_pct * equity
     capped = smaller(uncapped, symbol_cap)
     alone = AllocationDecision(
@@ -305,6 +335,7 @@ def allocate(
         group_sum_usd=None,
         inputs=inputs,
         shared=shared,
+        proposed_factor=f_proposed,
     )
     return alone if group_sum_usd is None else cap_group(alone, group_sum_usd, equity, p)
 

@@ -19,6 +19,8 @@ from quantum_alloc.core.numeric import Num, clamp, clamp01, step
 from quantum_alloc.core.params import check, positive, unit_interval
 
 CAP_TOLERANCE = 1e-12
+PROPOSED_STEP = 0.1
+"""What the proposer's factor may move by in one cycle, as a fraction of what it was."""
 
 
 class Zone(StrEnum):
@@ -51,6 +53,7 @@ class AllocationParams:
         max_cluster_pct: cluster cap as a fraction of equity.
         stale_data_s: greatest age of every input, seconds.
         unmapped_cluster_policy: ``shared`` caps unmapped symbols as one group, ``exempt`` does not cap them.
+        use_proposed: whether the proposer's multiplier is a further factor.
 
     Raises:
         ValueError: naming every contradiction.
@@ -72,6 +75,7 @@ class AllocationParams:
     max_cluster_pct: float = 0.60
     stale_data_s: int = 60
     unmapped_cluster_policy: str = "shared"
+    use_proposed: bool = False
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -187,8 +191,23 @@ def performance_factor(performance: Num, confidence: Num, params: AllocationPara
     return clamp(step(q, 0.5, losing, earning), p.perf_factor_min, p.perf_factor_max)
 
 
-def uncapped_target(budget_usd: Num, regime: Num, cluster: Num, drawdown: Num, performance: Num) -> Num:
-    """The product of the base budget and the four factors, in this order, USD.
+def proposed_factor(multiplier: float, prior: float) -> float:
+    """The proposer's multiplier, at most 10 % from what the cycle before used.
+
+    Args:
+        multiplier: of the proposal, at least 0.
+        prior: the factor of the cycle before; 1.0 at the start, and after every cycle without a usable proposal.
+
+    >>> proposed_factor(1.4, 1.0), proposed_factor(1.15, 1.1), proposed_factor(0.5, 1.0)
+    (1.1, 1.15, 0.9)
+    """
+    return clamp(multiplier, prior * (1.0 - PROPOSED_STEP), prior * (1.0 + PROPOSED_STEP))
+
+
+def uncapped_target(
+    budget_usd: Num, regime: Num, cluster: Num, drawdown: Num, performance: Num, proposed: float = 1.0
+) -> Num:
+    """The product of the base budget and the factors, in this order, USD.
 
     Args:
         budget_usd: base budget, USD.
@@ -196,11 +215,12 @@ def uncapped_target(budget_usd: Num, regime: Num, cluster: Num, drawdown: Num, p
         cluster: cluster factor.
         drawdown: drawdown factor.
         performance: performance factor.
+        proposed: the proposer's factor; 1.0, which changes no bit, without it.
 
     >>> uncapped_target(1000.0, 1.2, 0.5, 1.0, 1.5)
     900.0
     """
-    return budget_usd * regime * cluster * drawdown * performance
+    return budget_usd * regime * cluster * drawdown * performance * proposed
 
 
 def cluster_ratio(group_sum_usd: float, cap_usd: float) -> float:

@@ -3,6 +3,7 @@
     clamp(x, lo, hi)                 lo where x < lo, hi where x > hi, else x
     step(x, edge, below, above)      below where x < edge, else above
     ewma(prev, x, alpha)             alpha x + (1 - alpha) prev, held between prev and x
+    tanh(x)                          hyperbolic tangent
 
 They take floats or numpy arrays and give the same bits for both. A NaN passes through ``clamp`` unchanged (it is
 neither below nor above), so that it cannot turn into a bound; no NaN gets past the wire in the first place.
@@ -117,6 +118,22 @@ def ewma(prev: Num, x: Num, alpha: float) -> Num:
     mixed = alpha * x + (1.0 - alpha) * prev
     low, high = smaller(prev, x), step(prev, x, x, prev)
     return step(mixed, low, low, step(high, mixed, high, mixed))
+
+
+def tanh(x: Num) -> Num:
+    """Hyperbolic tangent; an array goes through the same function one by one, so that it gets the same bits.
+
+    Args:
+        x: a float, or a float64 array of any shape.
+
+    >>> tanh(0.0), tanh(1e9), tanh(-1e9)
+    (0.0, 1.0, -1.0)
+    """
+    if not isinstance(x, (float, int)):
+        import numpy as np
+
+        return cast(Num, np.vectorize(math.tanh, otypes=[np.float64])(x))
+    return math.tanh(x)
 
 
 def exact_sum(values: Iterable[float]) -> float:

@@ -65,6 +65,34 @@ def config_hash(params: DataclassInstance) -> str:
     return hashlib.sha256(to_json(params).encode()).hexdigest()[:12]
 
 
+def changed_json(params: DataclassInstance) -> str:
+    """Those parameters that differ from their defaults, as canonical JSON: what a record of every cycle can carry.
+
+    Args:
+        params: a frozen dataclass of numbers and words, each with a default.
+    """
+    values = {f.name: getattr(params, f.name) for f in dataclasses.fields(params)}
+    changed = {f.name: values[f.name] for f in dataclasses.fields(params) if values[f.name] != f.default}
+    return json.dumps(changed, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def restored(cls: type[Any], text: str, digest: str) -> Any:
+    """Parameters from what ``changed_json`` wrote, checked against their hash.
+
+    Args:
+        cls: the dataclass.
+        text: its JSON.
+        digest: its ``config_hash``.
+
+    Raises:
+        ValueError: not these parameters, or defaults that are not those of today.
+    """
+    params = from_json(cls, text)
+    if config_hash(params) != digest:
+        raise ValueError(f"the defaults of {cls.__name__} are not those that this record was made with")
+    return params
+
+
 def from_json(cls: type[Any], text: str) -> Any:
     """Read back what ``to_json`` wrote.
 

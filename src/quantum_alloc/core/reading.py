@@ -12,7 +12,7 @@ rule decides what an unusable input means. Source: the project's contract, "Time
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeAlias, TypeVar
 
@@ -20,6 +20,13 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 FUTURE_TOLERANCE_S = 5
+
+
+class Lane(StrEnum):
+    """Which set of keys an input came from: what counts, or what is only watched."""
+
+    LIVE = "live"
+    SHADOW = "shadow"
 
 
 class Reason(StrEnum):
@@ -62,6 +69,7 @@ class Unusable(Generic[T_co]):
         ts: its own time in unix seconds, None where there is none.
         age_s: whole seconds, None where there is no time.
         detail: which field was bad, for logs; never a metric label.
+        shown: a value that no rule may use, from the future, kept for records and people; no part of equality.
     """
 
     reason: Reason
@@ -69,6 +77,7 @@ class Unusable(Generic[T_co]):
     ts: float | None = None
     age_s: int | None = None
     detail: str = ""
+    shown: T_co | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Only an outdated reading keeps a value: no rule can use another by mistake."""
@@ -82,6 +91,18 @@ class Unusable(Generic[T_co]):
 
 
 Reading: TypeAlias = Fresh[T] | Unusable[T]
+
+
+def shown(reading: Reading[T]) -> T | None:
+    """What a reading held, used or not; None when it was missing or could not be read.
+
+    Args:
+        reading: any.
+
+    >>> shown(Fresh(1.0, 0.0)), shown(Unusable(Reason.FUTURE, shown=2.0)), shown(Unusable(Reason.MALFORMED))
+    (1.0, 2.0, None)
+    """
+    return reading.shown if isinstance(reading, Unusable) and reading.value is None else reading.value
 
 
 def missing() -> Unusable[T]:
@@ -135,7 +156,7 @@ def grade(value: T, ts: float, now: float, limit_s: float) -> Reading[T]:
     """
     age = age_s(ts, now)
     if age < -FUTURE_TOLERANCE_S:
-        return Unusable(Reason.FUTURE, None, ts, age)
+        return Unusable(Reason.FUTURE, None, ts, age, shown=value)
     if age > limit_s:
         return Unusable(Reason.STALE, value, ts, age)
     return Fresh(value, ts, age)

@@ -2,7 +2,8 @@
 
 A cycle record holds what all symbols share, once: portfolio, regime, parameters, ``now``, the sum of every group
 before its cap. A decision record holds the symbol's own inputs with their times and reasons, every factor, the caps,
-and the outcome. ``recompute`` reads the inputs of a pair of records and decides anew; ``differences`` names the fields
+and the outcome. The records of attribution, efficiency and proposal (``core.record_flow``) stand alone. ``recompute``
+reads the inputs of a record and decides anew; ``differences`` names the fields
 in which the record and the new decision are not the same text. Floats are written so that they read back bit for bit.
 
 Source: the project's rules, section 8.
@@ -12,13 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import TypeVar
+from typing import overload
 
 from quantum_alloc.core.allocation import (
     RULES_VERSION,
     AllocationDecision,
     Attribution,
+    Proposal,
     Regime,
     SharedInputs,
     Skipped,
@@ -28,44 +29,16 @@ from quantum_alloc.core.allocation import (
 )
 from quantum_alloc.core.caps import AllocationCycle
 from quantum_alloc.core.factors import AllocationParams
+from quantum_alloc.core.fields import Fields, number, optional, read_state, state_fields
 from quantum_alloc.core.params import config_hash, from_json, to_json
 from quantum_alloc.core.portfolio import Portfolio
-from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable, age_s
+from quantum_alloc.core.reading import Lane, Reading, missing
+from quantum_alloc.core.record_flow import FlowDecision, again, flow_differences
 
-T = TypeVar("T")
-Fields = Mapping[str, str]
+_EARLIER = {"attribution_lane": Lane.LIVE.value}
+"""What records of earlier versions did not say, because there was only one answer."""
 EFFECT_FIELDS = ("mode", "cycle_id")
 """Fields that say what was done with a decision, not what was decided."""
-
-
-def number(value: float | None) -> str:
-    """A float as text that reads back bit for bit; empty for None.
-
-    Args:
-        value: a finite float, or None.
-
-    >>> number(1820.93), number(None)
-    ('1820.93', '')
-    """
-    return "" if value is None else repr(float(value))
-
-
-def _optional(text: str) -> float | None:
-    return None if text == "" else float(text)
-
-
-def _write(prefix: str, reading: Reading[T]) -> dict[str, str]:
-    return {f"{prefix}_state": reading.state, f"{prefix}_ts": number(reading.ts)}
-
-
-def _read(prefix: str, fields: Fields, now: float, value: T | None) -> Reading[T]:
-    state, ts = fields[f"{prefix}_state"], _optional(fields[f"{prefix}_ts"])
-    age = None if ts is None else age_s(ts, now)
-    if state != "ok":
-        return Unusable(Reason(state), value if state == Reason.STALE else None, ts, age)
-    if value is None or ts is None or age is None:
-        raise ValueError(f"the record says that {prefix} was read, but holds no value or time")
-    return Fresh(value, ts, age)
 
 
 def cycle_fields(cycle: AllocationCycle, mode: str) -> dict[str, str]:
@@ -85,10 +58,10 @@ def cycle_fields(cycle: AllocationCycle, mode: str) -> dict[str, str]:
         "now": number(shared.now),
         "equity_usd": number(portfolio.equity_usd if portfolio else None),
         "drawdown": number(portfolio.drawdown if portfolio else None),
-        **_write("portfolio", shared.portfolio),
+        **state_fields("portfolio", shared.portfolio),
         "regime": regime.name if regime else "",
         "regime_confidence": number(regime.confidence if regime else None),
-        **_write("regime", shared.regime),
+        **state_fields("regime", shared.regime),
         "clusters_readable": "1" if shared.clusters_readable else "0",
         "group_sums_usd": json.dumps(dict(cycle.group_sums_usd), separators=(",", ":")),
         "params": to_json(cycle.params),
@@ -101,13 +74,28 @@ def cycle_fields(cycle: AllocationCycle, mode: str) -> dict[str, str]:
     return {"cycle_id": hashlib.sha256(content.encode()).hexdigest()[:16], **fields, "mode": mode}
 
 
-def decision_fields(decision: AllocationDecision, cycle_id: str, mode: str) -> dict[str, str]:
+def _proposal_fields(decision: AllocationDecision) -> dict[str, str]:
+    inputs, proposal = decision.inputs, decision.inputs.proposal.value
+    return {
+        "proposed_factor": number(decision.proposed_factor),
+        "proposal_multiplier": number(proposal.multiplier if proposal else None),
+        "proposal_reason": proposal.reason if proposal else "",
+        **state_fields("proposal", inputs.proposal),
+        "proposal_lane": inputs.proposal_lane.value,
+        "proposal_prior": number(inputs.proposal_prior),
+    }
+
+
+def decision_fields(
+    decision: AllocationDecision, cycle_id: str, mode: str, params: AllocationParams | None = None
+) -> dict[str, str]:
     """One symbol's allocation decision as flat text.
 
     Args:
         decision: the decision.
         cycle_id: of its cycle record.
         mode: ``shadow`` or ``enforce``.
+        params: those of its cycle; they say whether a proposal was looked at.
     """
     inputs, attribution = decision.inputs, decision.inputs.attribution.value
     return {
@@ -128,12 +116,14 @@ def decision_fields(decision: AllocationDecision, cycle_id: str, mode: str) -> d
         "symbol_cap_usd": number(decision.symbol_cap_usd),
         "cluster_ratio": number(decision.cluster_ratio),
         "bound": decision.bound.value,
-        **_write("budget", inputs.budget_usd),
+        **state_fields("budget", inputs.budget_usd),
         "stress": number(inputs.stress.value),
-        **_write("stress", inputs.stress),
+        **state_fields("stress", inputs.stress),
         "attribution_factor": number(attribution.performance_factor if attribution else None),
         "attribution_confidence": number(attribution.confidence if attribution else None),
-        **_write("attribution", inputs.attribution),
+        **state_fields("attribution", inputs.attribution),
+        "attribution_lane": inputs.attribution_lane.value,
+        **(_proposal_fields(decision) if params is not None and params.use_proposed else {}),
         "cycle_id": cycle_id,
         "mode": mode,
     }
@@ -150,13 +140,13 @@ def shared_inputs(cycle: Fields) -> SharedInputs:
     """
     if cycle["rules"] != RULES_VERSION:
         raise ValueError(f"rules {cycle['rules']!r} are not known here; this version knows {RULES_VERSION}")
-    now, equity = float(cycle["now"]), _optional(cycle["equity_usd"])
-    portfolio = None if equity is None else Portfolio(equity, _optional(cycle["drawdown"]))
-    regime = Regime(cycle["regime"], _optional(cycle["regime_confidence"])) if cycle["regime"] else None
+    now, equity = float(cycle["now"]), optional(cycle["equity_usd"])
+    portfolio = None if equity is None else Portfolio(equity, optional(cycle["drawdown"]))
+    regime = Regime(cycle["regime"], optional(cycle["regime_confidence"])) if cycle["regime"] else None
     return SharedInputs(
         now,
-        _read("portfolio", cycle, now, portfolio),
-        _read("regime", cycle, now, regime),
+        read_state("portfolio", cycle, now, portfolio),
+        read_state("regime", cycle, now, regime),
         cycle["clusters_readable"] == "1",
     )
 
@@ -168,29 +158,42 @@ def symbol_inputs(decision: Fields, now: float) -> SymbolInputs:
         decision: the fields of a decision record.
         now: the cycle's clock, unix seconds.
     """
-    factor = _optional(decision["attribution_factor"])
-    attribution = None if factor is None else Attribution(factor, _optional(decision["attribution_confidence"]))
+    factor = optional(decision["attribution_factor"])
+    attribution = None if factor is None else Attribution(factor, optional(decision["attribution_confidence"]))
+    proposed: Reading[Proposal] = missing()
+    if "proposal_state" in decision:
+        multiplier = optional(decision["proposal_multiplier"])
+        proposal = None if multiplier is None else Proposal(multiplier, decision["proposal_reason"])
+        proposed = read_state("proposal", decision, now, proposal)
     return SymbolInputs(
         decision["symbol"],
-        _read("budget", decision, now, float(decision["base_usd"])),
+        read_state("budget", decision, now, float(decision["base_usd"])),
         decision["cluster_id"],
-        _read("stress", decision, now, _optional(decision["stress"])),
-        _read("attribution", decision, now, attribution),
+        read_state("stress", decision, now, optional(decision["stress"])),
+        read_state("attribution", decision, now, attribution),
+        Lane(decision.get("attribution_lane", _EARLIER["attribution_lane"])),
+        proposed,
+        Lane(decision.get("proposal_lane", Lane.LIVE)),
+        float(decision.get("proposal_prior", 1.0)),
     )
 
 
-def recompute(cycle: Fields, decision: Fields) -> AllocationDecision:
+@overload
+def recompute(cycle: Fields, decision: Fields, /) -> AllocationDecision: ...
+@overload
+def recompute(record: Fields, /) -> FlowDecision: ...
+def recompute(*records: Fields) -> AllocationDecision | FlowDecision:
     """The same decision, made again from its record.
 
     Args:
-        cycle: fields of the cycle record, as text.
-        decision: fields of the decision record, as text.
+        records: fields as text. Of an allocation the cycle record and the decision record; of an attribution, an
+            efficiency or a proposal its one record.
 
     Returns:
         The decision; its fields are those of the record, bit for bit.
 
     Raises:
-        ValueError, KeyError: not a pair of records of these rules.
+        ValueError, KeyError: not the records of a decision of these rules.
 
     >>> from quantum_alloc.core.caps import allocate_portfolio
     >>> from quantum_alloc.core.reading import fresh
@@ -201,6 +204,12 @@ def recompute(cycle: Fields, decision: Fields) -> AllocationDecision:
     >>> recompute(top, record) == made.decisions[0]
     True
     """
+    if len(records) == 1:
+        return again(records[0])
+    return _allocation(*records)
+
+
+def _allocation(cycle: Fields, decision: Fields) -> AllocationDecision:
     if decision["cycle_id"] != cycle["cycle_id"]:
         raise ValueError(f"the decision belongs to cycle {decision['cycle_id']}, not to {cycle['cycle_id']}")
     params: AllocationParams = from_json(AllocationParams, cycle["params"])
@@ -214,12 +223,16 @@ def recompute(cycle: Fields, decision: Fields) -> AllocationDecision:
     return made
 
 
-def differences(cycle: Fields, decision: Fields) -> dict[str, tuple[str, str]]:
+def differences(*records: Fields) -> dict[str, tuple[str, str]]:
     """Where a record and its recomputation differ: field -> (in the record, recomputed); empty when they agree.
 
     Args:
-        cycle: fields of the cycle record.
-        decision: fields of the decision record; fields that are not of the record are not looked at.
+        records: as ``recompute`` takes them; fields that are not of the record are not looked at.
     """
-    again = decision_fields(recompute(cycle, decision), decision["cycle_id"], decision["mode"])
-    return {name: (decision.get(name, ""), text) for name, text in again.items() if decision.get(name, "") != text}
+    if len(records) == 1:
+        return flow_differences(records[0])
+    cycle, decision = records
+    params: AllocationParams = from_json(AllocationParams, cycle["params"])
+    made = decision_fields(_allocation(cycle, decision), decision["cycle_id"], decision["mode"], params)
+    before = {**_EARLIER, **decision}
+    return {name: (before.get(name, ""), text) for name, text in made.items() if before.get(name, "") != text}

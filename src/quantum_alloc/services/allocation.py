@@ -1,18 +1,20 @@
 """``allocation`` (P2.9): the target of every symbol, every 5 s.
 
 Three reads: what all share, what each symbol has, what each cluster has. In enforce and above 1,000 symbols also the
-targets that stand now, so that lowered ones can be written first.
+targets that stand now, so that lowered ones can be written first. In shadow with ``SHADOW_LANE`` the shadow lane's
+attribution counts where the live one is absent; enforce never reads that lane, and never uses a proposal that was made
+from it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantum_alloc.adapters import wire
-from quantum_alloc.adapters.effects import Command, Group
-from quantum_alloc.adapters.keys import LIVE, Keys
+from quantum_alloc.adapters.effects import Command, Group, Reply
+from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys, Lane, ShadowKeys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Symbols, Universe
@@ -21,6 +23,7 @@ from quantum_alloc.core import (
     AllocationCycle,
     AllocationParams,
     Fresh,
+    Proposal,
     Reading,
     SharedInputs,
     SymbolInputs,
@@ -47,9 +50,44 @@ class Seen:
     prior_usd: Mapping[str, float]
 
 
-def read(store: Store, universe: Universe, keys: Keys, params: AllocationParams, mode: str, now: float) -> Seen:
+def _tell_shared(m: Metrics, made: AllocationCycle) -> None:
+    regime, portfolio = made.shared.regime, made.shared.portfolio
+    m.set("p29_regime_factor", regime_factor(regime.value.name, made.params) if isinstance(regime, Fresh) else 1.0)
+    if isinstance(portfolio, Fresh):
+        dd = portfolio.value.drawdown
+        m.set("p29_drawdown_factor", made.params.dd_factor_high if dd is None else drawdown_factor(dd, made.params))
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a cycle reads from.
+
+    Attributes:
+        keys: the live names.
+        shadow: names of the shadow lane where it is read; never in enforce.
+        enforces: whether the targets count.
+    """
+
+    keys: Keys
+    shadow: HashKeys | None
+    enforces: bool
+
+
+def _proposal(reply: Reply, now: float, limit_s: float, enforces: bool) -> tuple[Reading[Proposal], Lane]:
+    reading, lane = wire.out_of(wire.decode(wire.PROPOSAL, reply, now, limit_s), Lane.LIVE)
+    return (missing(), lane) if enforces and lane is Lane.SHADOW else (reading, lane)
+
+
+def read(
+    store: Store,
+    universe: Universe,
+    source: Sources,
+    params: AllocationParams,
+    factors: Mapping[str, float],
+    now: float,
+) -> Seen:
     """All inputs of a cycle, in three batches; nothing more where the portfolio already halts it."""
-    limit = params.stale_data_s
+    limit, keys = params.stale_data_s, source.keys
     first = store.read(
         [
             wire.PORTFOLIO.query(keys.portfolio),
@@ -65,19 +103,24 @@ def read(store: Store, universe: Universe, keys: Keys, params: AllocationParams,
         return Seen(symbols, SharedInputs(now, portfolio, regime), (), wire.decode_clusters([]), {})
 
     too_large = isinstance(first[2], int) and first[2] > wire.MAP_FIELDS_LIMIT
-    batch: list[Command] = [] if too_large else [("HGETALL", keys.clusters)]
     names = symbols.names
-    batch += [wire.BUDGET.query(keys.budget(s)) for s in names]
-    batch += [wire.ATTRIBUTION.query(keys.attribution(s)) for s in names]
-    wants_prior = mode == ENFORCE and len(names) > SYMBOLS_PER_GROUP
-    if wants_prior:
-        batch += [wire.TARGET.query(keys.target(s)) for s in names]
-    replies = store.read(batch)
+    nobody: Sequence[str] = ()
+    wants_prior = source.enforces and len(names) > SYMBOLS_PER_GROUP
+    columns: list[list[Command]] = [
+        [wire.BUDGET.query(keys.budget(s)) for s in names],
+        [wire.ATTRIBUTION.query(keys.attribution(s)) for s in names],
+        [] if source.shadow is None else [wire.ATTRIBUTION.query(source.shadow.attribution(s)) for s in names],
+        [wire.PROPOSAL.query(keys.proposed(s)) for s in (names if params.use_proposed else nobody)],
+        [wire.PRIOR.query(keys.target(s)) for s in (names if wants_prior else nobody)],
+    ]
+    batch: list[Command] = [] if too_large else [("HGETALL", keys.clusters)]
+    replies = store.read([*batch, *(command for column in columns for command in column)])
     clusters = wire.oversized_clusters() if too_large else wire.decode_clusters(replies.pop(0))
-    n = len(names)
-    budgets = [wire.decode(wire.BUDGET, r, now, limit) for r in replies[:n]]
-    performance = [wire.decode(wire.ATTRIBUTION, r, now, limit) for r in replies[n : 2 * n]]
-    prior = [wire.decode(wire.TARGET, r, now, limit) for r in replies[2 * n :]]
+    read_in: list[list[Reply]] = []
+    for column in columns:
+        read_in.append(replies[: len(column)])
+        replies = replies[len(column) :]
+    budgets, performance, aside, proposals, prior = read_in
 
     used = sorted({clusters.of[s] for s in names if s in clusters.of})
     stress: dict[str, Reading[float]] = {
@@ -85,15 +128,31 @@ def read(store: Store, universe: Universe, keys: Keys, params: AllocationParams,
         for cid, r in zip(used, store.read([wire.STRESS.query(keys.stress(c)) for c in used]), strict=True)
     }
     inputs = []
-    for symbol, budget, attribution in zip(names, budgets, performance, strict=True):
+    for i, symbol in enumerate(names):
+        attribution, lane = wire.in_lanes(performance[i], aside[i] if aside else None)
+        proposal: tuple[Reading[Proposal], Lane] = (missing(), Lane.LIVE)
+        if proposals:
+            proposal = _proposal(proposals[i], now, limit, source.enforces)
         cid = clusters.of.get(symbol, UNMAPPED)
-        inputs.append(SymbolInputs(symbol, budget, cid, stress.get(cid, missing()), attribution))
+        inputs.append(
+            SymbolInputs(
+                symbol,
+                wire.decode(wire.BUDGET, budgets[i], now, limit),
+                cid,
+                stress.get(cid, missing()),
+                wire.decode(wire.ATTRIBUTION, attribution, now, limit),
+                lane,
+                *proposal,
+                factors.get(symbol, 1.0),
+            )
+        )
+    standing = (wire.decode(wire.PRIOR, r, now, limit) for r in prior)
     return Seen(
         symbols,
         SharedInputs(now, portfolio, regime, clusters.readable),
         tuple(inputs),
         clusters,
-        {s: r.value for s, r in zip(names, prior, strict=False) if isinstance(r, Fresh)},
+        {s: r.value for s, r in zip(names, standing, strict=False) if isinstance(r, Fresh)},
     )
 
 
@@ -120,9 +179,12 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
     portfolio = made.shared.portfolio
     if isinstance(portfolio, Fresh):
         looked["drawdown", "malformed" if portfolio.value.drawdown is None else "ok"] += 1
+    if made.params.use_proposed:
+        looked.update(("proposal", i.proposal.state) for i in seen.inputs)
+        m.replace("quantum_alloc_proposed_factor", {d.symbol: d.proposed_factor for d in made.decisions})
     for (name, state), n in looked.items():
         m.add("quantum_alloc_inputs_total", name, state, amount=n)
-        if state not in ("ok", "missing"):
+        if state not in ("ok", "missing") and name != "proposal":
             source = {"clusters": "cluster", "drawdown": "portfolio"}.get(name, name)
             m.add("p29_stale_fallback_total", source, amount=n)
     for s in made.skipped:
@@ -138,17 +200,20 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
             m.add("p29_enforce_overrides_total", d.symbol)
     if mode != ENFORCE:
         m.add("p29_shadow_pass_total", amount=len(made.decisions))
-    regime = made.shared.regime
-    m.set("p29_regime_factor", regime_factor(regime.value.name, made.params) if isinstance(regime, Fresh) else 1.0)
-    if isinstance(portfolio, Fresh):
-        dd = portfolio.value.drawdown
-        m.set("p29_drawdown_factor", made.params.dd_factor_high if dd is None else drawdown_factor(dd, made.params))
+    _tell_shared(m, made)
     n = len(made.decisions) + len(made.skipped)
     return Told(f"Allocation cycle complete symbols={n} targets={len(made.decisions)} mode={mode}")
 
 
 def build(
-    store: Store, metrics: Metrics, universe: Universe, params: AllocationParams, to: Target, interval_s: float
+    store: Store,
+    metrics: Metrics,
+    universe: Universe,
+    params: AllocationParams,
+    to: Target,
+    interval_s: float,
+    *,
+    shadow_lane: bool = False,
 ) -> Cycle[None, Seen, AllocationCycle]:
     """The service.
 
@@ -159,7 +224,11 @@ def build(
         params: the numbers of P2.9.
         to: mode, expiry, stream length and names.
         interval_s: cadence.
+        shadow_lane: whether in shadow the shadow lane counts where the live one is absent.
     """
+    enforces = to.mode == ENFORCE
+    source = Sources(to.keys, ShadowKeys(to.keys.tag) if shadow_lane and not enforces else None, enforces)
+    factors: dict[str, float] = {}  # what the last cycle whose writes were acknowledged used of the proposals
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, AllocationCycle]:
         return None, allocate_portfolio(seen.inputs, seen.shared, params, attempt)
@@ -167,15 +236,20 @@ def build(
     def effects(seen: Seen, made: AllocationCycle) -> tuple[Group, ...]:
         return allocation_effects(made, to, seen.symbols.known, seen.prior_usd)
 
+    def told(seen: Seen, made: AllocationCycle, took_s: float) -> Told:
+        factors.clear()
+        factors.update({d.symbol: d.proposed_factor for d in made.decisions if d.proposed_factor != 1.0})
+        return tell(metrics, to.mode, seen, made, took_s)
+
     return Cycle(
         name=NAME,
         mode=to.mode,
         interval_s=interval_s,
         initial=None,
-        read=lambda now: read(store, universe, to.keys, params, to.mode, now),
+        read=lambda now: read(store, universe, source, params, factors.copy(), now),
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, took_s: tell(metrics, to.mode, seen, made, took_s),
+        tell=told,
     )
 
 

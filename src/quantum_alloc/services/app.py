@@ -21,19 +21,34 @@ from typing import Any
 from quantum_alloc import __version__
 from quantum_alloc.adapters.candles import Candles, Step, read_candles
 from quantum_alloc.adapters.clock import Clock
+from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.simulator import DEFAULT_SYMBOLS, simulate
 from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.wire import MAP_FIELDS_LIMIT as STATE_SYMBOLS
 from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import config_hash
 from quantum_alloc.core.paper import Book, open_book
-from quantum_alloc.services import allocation, budget, feed, http, portfolio
+from quantum_alloc.services import (
+    allocation,
+    attribution,
+    budget,
+    efficiency,
+    feed,
+    http,
+    portfolio,
+    proposer,
+)
 from quantum_alloc.services.loop import Loop
 from quantum_alloc.services.options import (
     AllocationOptions,
+    AttributionOptions,
     BudgetOptions,
+    CommonOptions,
+    EfficiencyOptions,
     FeedOptions,
     PortfolioOptions,
+    ProposerOptions,
     Settings,
 )
 
@@ -61,13 +76,23 @@ class Market:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a service is built from."""
+    """What a service is built from.
+
+    Attributes:
+        settings: of all services of the process.
+        store: its connection.
+        metrics: its metrics.
+        clock: its clock.
+        source: opens the feed's candles.
+        once: it runs one cycle, which takes all that is there.
+    """
 
     settings: Settings
     store: Store
     metrics: Metrics
     clock: Clock
     source: Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]
+    once: bool = False
 
 
 def open_market(options: FeedOptions, symbols: Sequence[str]) -> Market:
@@ -113,7 +138,9 @@ def paced_source(settings: Settings) -> Callable[[FeedOptions, Metrics], tuple[f
 
 def book_of(options: FeedOptions, symbols: int) -> Book:
     """The paper book at its start: the same notional in each symbol."""
-    return open_book(options.paper_equity_usd, options.paper_exposure_pct, symbols)
+    return open_book(
+        options.paper_equity_usd, options.paper_exposure_pct, symbols, rebalance_bars=options.paper_rebalance_bars
+    )
 
 
 def _feed(parts: Parts) -> tuple[AnyLoop, str]:
@@ -121,7 +148,9 @@ def _feed(parts: Parts) -> tuple[AnyLoop, str]:
     source, market = parts.source(options, parts.metrics)
     book = book_of(options, len(market.symbols))
     to = Target(maxlen=parts.settings.common.stream_maxlen)
-    cycle = feed.build(parts.store, parts.metrics, source, book, to, paper=options.paper_book)
+    cycle = feed.build(
+        parts.store, parts.metrics, source, book, to, paper=options.paper_book, executions=options.execution_stream
+    )
     return Loop(cycle, parts.store, parts.metrics, parts.clock), ""
 
 
@@ -150,12 +179,81 @@ def _budget(parts: Parts) -> tuple[AnyLoop, str]:
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
 
 
+def _target(mode: str, ttl_s: int, common: CommonOptions) -> Target:
+    """How a service with hashes in two lanes writes."""
+    return Target(mode, ttl_s, common.stream_maxlen, shadow=ShadowKeys(LIVE.tag) if common.shadow_lane else None)
+
+
 def _allocation(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(AllocationOptions), parts.settings.common
-    to = Target(options.mode.value, options.target_ttl_s, common.stream_maxlen)
+    to = _target(options.mode.value, options.target_ttl_s, common)
     universe = allocation.universe_of(to.keys, common.symbols, common.max_symbols)
     params = options.params()
-    cycle = allocation.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
+    cycle = allocation.build(
+        parts.store, parts.metrics, universe, params, to, options.interval_s, shadow_lane=common.shadow_lane
+    )
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _attribution(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(AttributionOptions), parts.settings.common
+    to = _target(options.mode.value, options.attribution_ttl_s, common)
+    universe = attribution.universe_of(to.keys, common.symbols, common.max_symbols)
+    limit = None if parts.once else options.max_events
+    follower = attribution.follower_of(options.execution_stream, limit, common.symbols, to.keys)
+    params = options.params()
+    cycle = attribution.build(
+        parts.store,
+        parts.metrics,
+        universe,
+        follower,
+        params,
+        to,
+        options.interval_s,
+        min(common.max_symbols, STATE_SYMBOLS),
+    )
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _efficiency(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(EfficiencyOptions), parts.settings.common
+    to = _target(options.mode.value, options.key_ttl_s, common)
+    lane = common.shadow_lane
+    universe = efficiency.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane)
+    limit = None if parts.once else options.max_events
+    follower = efficiency.follower_of(options.execution_stream, limit, common.symbols, to.keys)
+    params = options.params()
+    cycle = efficiency.build(
+        parts.store,
+        parts.metrics,
+        universe,
+        follower,
+        params,
+        to,
+        options.efficiency_stream,
+        options.interval_s,
+        min(common.max_symbols, STATE_SYMBOLS),
+        shadow_lane=lane,
+    )
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _proposer(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(ProposerOptions), parts.settings.common
+    to = _target("shadow", options.propose_ttl_s, common)
+    lane = common.shadow_lane
+    universe = proposer.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane)
+    params = options.params()
+    cycle = proposer.build(
+        parts.store,
+        parts.metrics,
+        universe,
+        params,
+        to,
+        options.propose_stream,
+        options.interval_s,
+        shadow_lane=lane,
+    )
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
 
 
@@ -163,11 +261,19 @@ SERVICES: Mapping[str, Callable[[Parts], tuple[AnyLoop, str]]] = {
     "feed": _feed,
     "portfolio": _portfolio,
     "budget": _budget,
+    "attribution": _attribution,
     "allocation": _allocation,
+    "efficiency": _efficiency,
+    "proposer": _proposer,
 }
 """In the order in which one symbol's journey goes through them."""
 
-MODE_VARIABLES = {"budget": "P28_MODE", "allocation": "P29_MODE"}
+MODE_VARIABLES = {
+    "budget": "P28_MODE",
+    "attribution": "P30_MODE",
+    "allocation": "P29_MODE",
+    "efficiency": "P31_MODE",
+}
 
 
 def open_store(settings: Settings) -> Store:
@@ -188,12 +294,14 @@ def assemble(name: str, parts: Parts) -> tuple[AnyLoop, dict[str, str]]:
     return loop, {"version": __version__, "config": config, "redis": parts.settings.redis.address()}
 
 
-def _build(names: Sequence[str], settings: Settings, clock: Clock) -> list[tuple[AnyLoop, dict[str, str], Store]]:
+def _build(
+    names: Sequence[str], settings: Settings, clock: Clock, *, once: bool = False
+) -> list[tuple[AnyLoop, dict[str, str], Store]]:
     built = []
     for name in (n for n in SERVICES if n in names):
         store = open_store(settings)
         metrics = Metrics(name, settings.common.metrics_max_symbols)
-        parts = Parts(settings, store, metrics, clock, paced_source(settings))
+        parts = Parts(settings, store, metrics, clock, paced_source(settings), once)
         built.append((*assemble(name, parts), store))
     return built
 
@@ -205,7 +313,7 @@ def run_once(names: Sequence[str], settings: Settings, clock: Clock) -> str:
         Empty, or the first trouble that kept a cycle from ending.
     """
     trouble = ""
-    for loop, _, store in _build(names, settings, clock):
+    for loop, _, store in _build(names, settings, clock, once=True):
         if not loop.once():
             trouble = trouble or f"{loop.cycle.name}: {loop.last_error}"
         store.close()
@@ -225,10 +333,11 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
     servers = []
     try:
         for loop, about, _ in built:
-            port = settings.services[loop.cycle.name].port
-            host = settings.common.metrics_host
-            servers.append(http.serve(host, port, http.routes(loop, about), loop.cycle.name))
-            log.info("%s serves /metrics /health /ready on %s:%d", loop.cycle.name, host, port)
+            options, host = settings.services[loop.cycle.name], settings.common.metrics_host
+            more = (options.health_port,) if isinstance(options, EfficiencyOptions) else ()
+            for port in (options.port, *more):
+                servers.append(http.serve(host, port, http.routes(loop, about), loop.cycle.name))
+                log.info("%s serves /metrics /health /ready on %s:%d", loop.cycle.name, host, port)
         threads = [Thread(target=loop.run, args=(stop,), name=loop.cycle.name, daemon=True) for loop, _, _ in built]
         alive = Watchdog([loop for loop, _, _ in built])
         for loop, _, _ in built:

@@ -22,7 +22,7 @@ from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status
 from quantum_alloc.services.http import PortTaken
-from quantum_alloc.services.options import load
+from quantum_alloc.services.options import EfficiencyOptions, load
 from quantum_alloc.services.settings import SettingsError
 
 DONE, USAGE, BAD_CANDLES, NO_REDIS, BAD_SETTINGS = 0, 2, 65, 69, 78
@@ -140,7 +140,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     for warning in settings.warnings:
         app.log.warning("%s", warning)
     clock: Clock = WallClock() if args.now is None else SetClock(args.now)
-    if not args.once:
+    once_by_setting = any(isinstance(o, EfficiencyOptions) and o.run_once for o in settings.services.values())
+    if not (args.once or once_by_setting):
         app.run_for_good(args.names, settings, clock)
         return DONE
     trouble = app.run_once(args.names, settings, clock)

@@ -25,15 +25,19 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.services import feed
 from quantum_alloc.services.app import SERVICES, AnyLoop, Market, Parts, assemble, count_market, open_market
-from quantum_alloc.services.options import FeedOptions, Settings, load
+from quantum_alloc.services.options import EfficiencyOptions, FeedOptions, ProposerOptions, Settings, load
 
 DECISIONS = LIVE.stream("allocation.decision")
 CYCLES = LIVE.stream("allocation.cycle")
+ATTRIBUTIONS = LIVE.stream("alpha.attribution")
 NOT_FROM_OUTSIDE = (
     "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD_FILE", "CREDENTIALS_DIRECTORY",
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
+    "P31_RUN_ONCE",
 )  # fmt: skip
-PROFILE = {"PAPER_BOOK": "1", "P28_MODE": "enforce", "P29_MODE": "enforce"}
+PROFILE = {
+    "PAPER_BOOK": "1", "P28_MODE": "enforce", "P29_MODE": "enforce", "P30_MODE": "enforce", "SHADOW_LANE": "1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +83,19 @@ class Offered:
 class Tap(Store):
     """A store that looks at the decisions that go through it."""
 
-    def __init__(self, url: str) -> None:
-        """Connect to the embedded server."""
+    def __init__(self, url: str, efficiencies: str, proposals: str) -> None:
+        """Connect to the embedded server.
+
+        Args:
+            url: of the server.
+            efficiencies: stream of efficiency decisions.
+            proposals: stream of proposals.
+        """
         super().__init__(url, shown="the demo's server", timeout_s=5.0)
         self.digest = hashlib.sha256()
+        self.efficiency: dict[str, Mapping[str, str]] = {}
+        self.proposals: dict[str, Mapping[str, str]] = {}
+        self._by_symbol = {efficiencies: self.efficiency, proposals: self.proposals}
         self.cycle: Mapping[str, str] = {}
         self.rows: list[Mapping[str, str]] = []
         self.portfolio: Mapping[str, str] = {}
@@ -93,13 +106,18 @@ class Tap(Store):
         for effect in (e for group in groups for e in group):
             if isinstance(effect, HashSet) and effect.key == LIVE.portfolio:
                 self.portfolio = effect.fields
-            if isinstance(effect, StreamAdd) and effect.key in (DECISIONS, CYCLES):
+            if isinstance(effect, StreamAdd) and effect.key in (DECISIONS, CYCLES, ATTRIBUTIONS, *self._by_symbol):
                 self.digest.update(json.dumps(dict(effect.fields), sort_keys=True).encode())
-                if effect.key == CYCLES:
-                    self.cycle, self.rows = effect.fields, []
-                else:
-                    self.rows.append(effect.fields)
+                self._note(effect.key, effect.fields)
         return refused
+
+    def _note(self, stream: str, fields: Mapping[str, str]) -> None:
+        if stream == CYCLES:
+            self.cycle, self.rows = fields, []
+        elif stream == DECISIONS:
+            self.rows.append(fields)
+        elif stream in self._by_symbol:
+            self._by_symbol[stream][fields["symbol"]] = fields
 
 
 @dataclass
@@ -114,6 +132,8 @@ class Progress:
     cycle: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Mapping[str, str]] = ()
     portfolio: Mapping[str, str] = field(default_factory=dict)
+    efficiency: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    proposals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +147,8 @@ class Outcome:
         targets: targets computed.
         fallbacks: by service, input and reason, how often an input was not used.
         candles: by what became of them.
+        executions: by what became of them.
+        proposals: by reason.
         sha256: of all decision and cycle records, in order.
     """
 
@@ -136,6 +158,8 @@ class Outcome:
     targets: int
     fallbacks: Mapping[str, int]
     candles: Mapping[str, int]
+    executions: Mapping[str, int]
+    proposals: Mapping[str, int]
     sha256: str
 
 
@@ -175,7 +199,8 @@ def drive(
     """
     settings = settings_of(plan, environ)
     market = open_market(settings.of(FeedOptions), plan.symbols)
-    tap, clock, source = Tap(server.url), SetClock(0.0), Offered()
+    streams = settings.of(EfficiencyOptions).efficiency_stream, settings.of(ProposerOptions).propose_stream
+    tap, clock, source = Tap(server.url, *streams), SetClock(0.0), Offered()
 
     def offered(_: FeedOptions, metrics: Metrics) -> tuple[feed.Source, Market]:
         count_market(market, metrics)
@@ -200,6 +225,8 @@ def drive(
             **{labels[0]: int(n) for labels, n in fed.values("quantum_alloc_feed_candles_total").items()},
             "gaps": int(fed.value("quantum_alloc_feed_gaps_total")),
         },
+        executions=_by_label(loops["attribution"], "quantum_alloc_execution_entries_total"),
+        proposals=_by_label(loops["proposer"], "p29_shadow_proposed_total"),
         sha256=tap.digest.hexdigest(),
     )
 
@@ -231,10 +258,15 @@ def _walk(
                     raise StoreError("other", f"the service {name} could not finish its cycle: {loop.last_error}")
         progress.bars += 1
         progress.now, progress.cycle, progress.rows, progress.portfolio = now, tap.cycle, tap.rows, tap.portfolio
+        progress.efficiency, progress.proposals = tap.efficiency, tap.proposals
         show(progress)
         if plan.speed is not None:
             stop.wait(market.bar_s / plan.speed)
     return progress
+
+
+def _by_label(loop: AnyLoop, name: str) -> dict[str, int]:
+    return {labels[0]: int(n) for labels, n in sorted(loop.metrics.values(name).items())}
 
 
 def _steps(market: Market, bars: int | None) -> Iterator[Step]:

@@ -15,6 +15,7 @@ from quantum_alloc.services.show import table
 
 REFRESH_S = 0.1
 COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "reason")
+EFFICIENCY_COLUMNS = ("symbol", "target", "score", "average", "pressure", "confidence", "multiplier", "proposed", "why")
 
 
 class View(Protocol):
@@ -67,6 +68,35 @@ def rows_of(progress: Progress) -> list[dict[str, Any]]:
     ]
 
 
+def efficiency_rows(progress: Progress) -> list[dict[str, Any]]:
+    """Score, pressure and proposal of each symbol, sorted; empty where there is none yet.
+
+    Args:
+        progress: where the demo is.
+    """
+    out: list[dict[str, Any]] = []
+    for row in rows_of(progress):
+        e, p = progress.efficiency.get(row["symbol"], {}), progress.proposals.get(row["symbol"], {})
+
+        def value(fields: Mapping[str, str], name: str) -> float | None:
+            return float(fields[name]) if fields.get(name) else None
+
+        out.append(
+            {
+                "symbol": row["symbol"],
+                "target": row["target"],
+                "score": value(e, "efficiency_score"),
+                "average": value(e, "efficiency_ewma"),
+                "pressure": e.get("capital_pressure"),
+                "confidence": value(e, "confidence"),
+                "multiplier": value(p, "multiplier"),
+                "proposed": value(p, "proposed_target"),
+                "why": p.get("reason"),
+            }
+        )
+    return out
+
+
 def moment(ts: float) -> str:
     """A time as people read it, UTC.
 
@@ -87,8 +117,9 @@ def headline(progress: Progress) -> str:
 
 
 def targets(progress: Progress) -> str:
-    """The headline and the table as plain text."""
-    return f"{headline(progress)}\n\n{table(rows_of(progress), COLUMNS)}"
+    """The headline and the tables as plain text."""
+    tables = [table(rows_of(progress), COLUMNS), table(efficiency_rows(progress), EFFICIENCY_COLUMNS)]
+    return "\n\n".join((headline(progress), *tables))
 
 
 def summary(outcome: Outcome, where: Sequence[str]) -> str:
@@ -104,6 +135,8 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
         + (f", {p.jumps} gaps jumped" if p.jumps else ""),
         f"{outcome.cycles:,} allocation cycles, {outcome.targets:,} targets",
         "candles: " + ", ".join(f"{name} {n:,}" for name, n in sorted(c.items()) if n),
+        "executions: " + (", ".join(f"{name} {n:,}" for name, n in outcome.executions.items()) or "none"),
+        "proposals: " + (", ".join(f"{name} {n:,}" for name, n in outcome.proposals.items()) or "none"),
         "inputs not used, so exactly neutral (each producer that does not run yet shows here):"
         if outcome.fallbacks
         else "every input was used",
@@ -128,9 +161,13 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "targets": outcome.targets,
         "fallbacks": dict(outcome.fallbacks),
         "candles": dict(outcome.candles),
+        "executions": dict(outcome.executions),
+        "proposals": dict(outcome.proposals),
         "portfolio": dict(p.portfolio),
         "last_cycle": dict(p.cycle),
         "last_decisions": [dict(r) for r in p.rows],
+        "last_efficiencies": [dict(p.efficiency[s]) for s in sorted(p.efficiency)],
+        "last_proposals": [dict(p.proposals[s]) for s in sorted(p.proposals)],
         "sha256": outcome.sha256,
     }
 

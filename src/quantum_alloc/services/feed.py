@@ -16,9 +16,9 @@ from quantum_alloc.adapters.effects import Effect, Group, HashSet, StreamAdd, in
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.writes import BARS_MAXLEN, SYMBOLS_PER_GROUP, Target, stamp, universe_effects
+from quantum_alloc.core.fields import number
 from quantum_alloc.core.isolate import Attempt
-from quantum_alloc.core.paper import Book, Tape
-from quantum_alloc.core.record import number
+from quantum_alloc.core.paper import Book, Fill, Tape
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "feed"
@@ -103,6 +103,7 @@ class Made:
     fresh: tuple[str, ...]
     bars: Mapping[str, tuple[float, float, float]]
     gaps: int
+    fills: tuple[Fill, ...] = ()
 
 
 def step_feed(state: State, seen: Seen) -> tuple[State, Made]:
@@ -121,9 +122,9 @@ def step_feed(state: State, seen: Seen) -> tuple[State, Made]:
             gaps += gap
             tapes[c.symbol] = before.next(c.close, c.close_time, c.bar_s, gap=gap)
         bars[c.symbol] = (c.close, c.volume, c.bar_s)
-    book = state.book.buy({s: close for s, (close, _, _) in bars.items()})
+    book, fills = state.book.trade({s: close for s, (close, _, _) in bars.items()})
     after = State(book, tapes, seen.step.close_time)
-    return after, Made(seen.now, after, tuple(sorted(bars)), bars, gaps)
+    return after, Made(seen.now, after, tuple(sorted(bars)), bars, gaps, fills)
 
 
 def _alive(state: State) -> tuple[str, ...]:
@@ -155,14 +156,28 @@ def _symbol_effects(made: Made, symbol: str, to: Target, *, paper: bool) -> list
     return effects
 
 
-def effects(made: Made, to: Target, *, paper: bool) -> tuple[Group, ...]:
-    """The writes of a cycle; on paper the balance is written for as long as candles come."""
+def _execution(fill: Fill, now: float) -> dict[str, str]:
+    pnl = {} if fill.pnl_usd is None else {"pnl_usd": number(fill.pnl_usd)}
+    return {
+        "symbol": fill.symbol,
+        **pnl,
+        "filled_qty": number(abs(fill.qty)),
+        "side": "SELL" if fill.qty < 0.0 else "BUY",
+        "price": number(fill.price_usd),
+        "signal": "rebalance" if fill.pnl_usd is not None else "hold_share",
+        **stamp(now),
+    }
+
+
+def effects(made: Made, to: Target, *, paper: bool, executions: str) -> tuple[Group, ...]:
+    """The writes of a cycle; on paper the balance for as long as candles come, and the book's trades."""
     if not made.fresh:
         return ()
     groups = in_groups([_symbol_effects(made, s, to, paper=paper) for s in made.fresh], SYMBOLS_PER_GROUP)
     first: tuple[Effect, ...] = universe_effects(made.fresh, frozenset(), to.keys)
     if paper:
         first += (HashSet(to.keys.balance, {"balance": number(made.state.book.balance_usd), **stamp(made.now)}),)
+        first += tuple(StreamAdd(executions, _execution(fill, made.now), to.maxlen) for fill in made.fills)
     return ((*first, *groups[0]), *groups[1:])
 
 
@@ -178,7 +193,14 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
 
 
 def build(
-    store: Store, metrics: Metrics, source: Source, book: Book, to: Target, *, paper: bool
+    store: Store,
+    metrics: Metrics,
+    source: Source,
+    book: Book,
+    to: Target,
+    *,
+    paper: bool,
+    executions: str = "quantum:stream:execution.result",
 ) -> Cycle[State, Seen, Made]:
     """The service.
 
@@ -189,6 +211,7 @@ def build(
         book: the paper book at its start.
         to: stream lengths and names.
         paper: True when it holds the paper book.
+        executions: stream of the paper book's trades.
     """
 
     def read(now: float) -> Seen:
@@ -206,7 +229,7 @@ def build(
         initial=State(book),
         read=read,
         decide=decide,
-        effects=lambda _, made: effects(made, to, paper=paper),
+        effects=lambda _, made: effects(made, to, paper=paper, executions=executions),
         tell=lambda seen, made, _: tell(metrics, seen, made),
         wait_s=source.wait_s,
     )

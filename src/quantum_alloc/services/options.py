@@ -16,9 +16,12 @@ from typing import TypeVar
 from quantum_alloc.services.redis_options import RedisOptions, is_host
 from quantum_alloc.services.service_options import (
     AllocationOptions,
+    AttributionOptions,
     BudgetOptions,
+    EfficiencyOptions,
     FeedOptions,
     PortfolioOptions,
+    ProposerOptions,
     ServiceOptions,
 )
 from quantum_alloc.services.settings import SettingsError, read, var, variables
@@ -28,10 +31,13 @@ __all__ = [
     "GROUPS",
     "KNOWN",
     "AllocationOptions",
+    "AttributionOptions",
     "BudgetOptions",
     "CommonOptions",
+    "EfficiencyOptions",
     "FeedOptions",
     "PortfolioOptions",
+    "ProposerOptions",
     "RedisOptions",
     "ServiceOptions",
     "Settings",
@@ -71,13 +77,27 @@ class CommonOptions:
     stream_maxlen: int = var(
         "STREAM_MAXLEN", 200_000, unit="entries", lo=100, hi=1_000_000_000, help="Length of a stream, approximate."
     )
+    shadow_lane: bool = var(
+        "SHADOW_LANE",
+        False,
+        help="In shadow, write hashes to quantum:shadow: too, and read there what is absent in the live lane.",
+    )
     state_directory: Path = var(  # noqa: RUF009 - a field
         "STATE_DIRECTORY", Path("~/.local/state/quantum-alloc"), help="Files that a service keeps. systemd sets it."
     )
 
 
 GROUPS: dict[str, type[ServiceOptions]] = {
-    group.SERVICE: group for group in (FeedOptions, PortfolioOptions, BudgetOptions, AllocationOptions)
+    group.SERVICE: group
+    for group in (
+        FeedOptions,
+        PortfolioOptions,
+        BudgetOptions,
+        AttributionOptions,
+        AllocationOptions,
+        EfficiencyOptions,
+        ProposerOptions,
+    )
 }
 """The group of each service, by its name on the command line."""
 

@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from quantum_alloc.core import AllocationParams, BudgetParams
+from quantum_alloc.core import AllocationParams, AttributionParams, BudgetParams, EfficiencyParams, ProposalParams
 from quantum_alloc.core.params import check
 from quantum_alloc.services.settings import Mode, var
 
 METRICS_HELP = "Port of /metrics, /health and /ready."
 _MODE_HELP = "shadow decides and records; enforce also has effects. Anything else is shadow."
+_STALE_HELP = "Greatest age of {} without a flag; beyond it the value counts, at half the confidence."
 _B = BudgetParams()
 _A = AllocationParams()
+_P30 = AttributionParams()
+_P31 = EfficiencyParams()
+_P = ProposalParams()
 
 
 class ServiceOptions(Protocol):
@@ -53,6 +57,37 @@ def _share(env: str, default: float, help: str, *, hi: float = 1.0) -> Any:
     return var(env, default, lo=0, hi=hi, help=help)
 
 
+def is_stream(text: str) -> bool:
+    """Whether a text may name a stream: printable ASCII without spaces, and nothing of ours that is no stream.
+
+    Args:
+        text: the setting.
+
+    >>> is_stream("quantum:stream:execution.result"), is_stream("quantum:kill"), is_stream("fills of today")
+    (True, False, False)
+    """
+    plain = text.isascii() and text.isprintable() and not any(c.isspace() for c in text) and 0 < len(text) <= 200
+    return plain and (not text.startswith("quantum:") or text.removeprefix("quantum:").startswith("stream:"))
+
+
+def _stream(env: str, default: str, what: str) -> Any:
+    wanted = "the name of a stream without spaces; under quantum: only quantum:stream:..."
+    return var(env, default, accepts=is_stream, expects=wanted, help=f"Stream of {what}.")
+
+
+EXECUTION_STREAM = "quantum:stream:execution.result"
+
+
+def _executions() -> Any:
+    return _stream("EXECUTION_STREAM", EXECUTION_STREAM, "executions")
+
+
+def _events(env: str) -> Any:
+    return var(
+        env, 2000, unit="entries", lo=1, hi=1_000_000, help="Entries of the execution stream that one cycle takes."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class FeedOptions:
     """Candles in; market state, bars and the paper book out."""
@@ -82,6 +117,15 @@ class FeedOptions:
     paper_exposure_pct: float = var(
         "QA_PAPER_EXPOSURE_PCT", 0.20, unit="fraction of equity", lo=0, hi=10, help="What the paper book holds."
     )
+    paper_rebalance_bars: int = var(
+        "QA_PAPER_REBALANCE_BARS",
+        15,
+        unit="bars",
+        lo=0,
+        hi=1_000_000,
+        help="Bars after which the paper book sells half of a symbol and buys it back to its share; 0 for never.",
+    )
+    execution_stream: str = _executions()
 
     @property
     def interval_s(self) -> float:
@@ -172,6 +216,11 @@ class AllocationOptions:
         choices=("shared", "exempt"),
         help="Symbols that the cluster map does not name: one group under the cap, or no cluster cap.",
     )
+    use_proposed: bool = var(
+        "P29_USE_PROPOSED",
+        _A.use_proposed,
+        help="The proposer's multiplier is a further factor before the caps, moving by at most 10 % a cycle.",
+    )
 
     def params(self) -> AllocationParams:
         """The numbers of P2.9.
@@ -188,6 +237,162 @@ class AllocationOptions:
             ValueError: naming both variables.
         """
         check((self.target_ttl_s > self.interval_s, "target_ttl_s must be above interval_s: targets expire"))
+
+
+@dataclass(frozen=True, slots=True)
+class AttributionOptions:
+    """Performance factor per symbol (P3.0)."""
+
+    SERVICE: ClassVar[str] = "attribution"
+    DEFAULT_PORT: ClassVar[int] = 8061
+
+    port: int = var("P30_METRICS_PORT", DEFAULT_PORT, lo=1, hi=65535, help=METRICS_HELP)
+    mode: Mode = var("P30_MODE", Mode.SHADOW, help=_MODE_HELP)  # noqa: RUF009 - a field
+    interval_s: float = _interval("P30_INTERVAL_SEC", 5.0, hi=3600)
+    attribution_ttl_s: int = var(
+        "ATTRIBUTION_TTL_SEC", 300, unit="seconds", lo=1, hi=86400, help="Life of a written attribution."
+    )
+    execution_stream: str = _executions()
+    max_events: int = _events("P30_MAX_EVENTS_PER_LOOP")
+    lookback_window: int = var(
+        "LOOKBACK_WINDOW", _P30.lookback_window, unit="executions", lo=1, hi=500, help="How many executions count."
+    )
+    pnl_scale_usd: float = var(
+        "PNL_SCALE_USD", _P30.pnl_scale_usd, unit="USD", above=0, hi=1e12, help="Mean PnL at which alpha is 0.46."
+    )
+    ewma_alpha: float = var("EWMA_ALPHA", _P30.ewma_alpha, above=0, hi=1, help="Weight of the newest alpha.")
+    max_lkg_age_s: int = var(
+        "MAX_LKG_AGE_SEC",
+        _P30.max_lkg_age_s,
+        unit="seconds",
+        lo=0,
+        hi=604800,
+        help="Time after the last execution from which on the source is LKG and the confidence falls.",
+    )
+    attribution_max_age_s: int = var(
+        "ATTRIBUTION_MAX_AGE_SEC",
+        _P30.attribution_max_age_s,
+        unit="seconds",
+        lo=1,
+        hi=604800,
+        help="Time after the last execution at which the confidence is 0 and publishing stops.",
+    )
+
+    def params(self) -> AttributionParams:
+        """The numbers of P3.0.
+
+        Raises:
+            ValueError: naming every contradiction.
+        """
+        return AttributionParams(**_params_of(self, AttributionParams))
+
+    def check(self) -> None:
+        """Refuse attributions that expire before the next cycle writes them again.
+
+        Raises:
+            ValueError: naming both variables.
+        """
+        check((self.attribution_ttl_s > self.interval_s, "attribution_ttl_s must be above interval_s: they expire"))
+
+
+@dataclass(frozen=True, slots=True)
+class EfficiencyOptions:
+    """Efficiency score per symbol (P3.1)."""
+
+    SERVICE: ClassVar[str] = "efficiency"
+    DEFAULT_PORT: ClassVar[int] = 8062
+
+    port: int = var("P31_PORT", DEFAULT_PORT, lo=1, hi=65535, help=METRICS_HELP)
+    health_port: int = var(
+        "P31_HEALTH_PORT", 8063, lo=1, hi=65535, help="A second port of /health and /ready, as existing checks ask it."
+    )
+    mode: Mode = var("P31_MODE", Mode.SHADOW, help=_MODE_HELP)  # noqa: RUF009 - a field
+    interval_s: float = _interval("P31_LOOP_SEC", 5.0, hi=3600)
+    key_ttl_s: int = var("P31_KEY_TTL_SEC", 600, unit="seconds", lo=1, hi=86400, help="Life of a written efficiency.")
+    execution_stream: str = _executions()
+    efficiency_stream: str = _stream(
+        "EFFICIENCY_STREAM", "quantum:stream:capital.efficiency.decision", "efficiency decisions"
+    )
+    max_events: int = _events("P31_MAX_EVENTS_PER_LOOP")
+    run_once: bool = var(
+        "P31_RUN_ONCE", False, single=True, help="One cycle, no port, then exit, as run efficiency --once does."
+    )
+    vol_alpha: float = var("P31_VOL_ALPHA", _P31.vol_alpha, above=0, hi=1, help="Weight of the newest absolute PnL.")
+    dd_alpha: float = var("P31_DD_ALPHA", _P31.dd_alpha, above=0, hi=1, help="Weight of the newest loss.")
+    w_vol: float = _share("P31_W_VOL", _P31.w_vol, "Weight of the volatility over the target.", hi=100)
+    w_dd: float = _share("P31_W_DD", _P31.w_dd, "Weight of the losses over the target.", hi=100)
+    w_hold: float = _share("P31_W_HOLD", _P31.w_hold, "Weight of the time since the last execution.", hi=100)
+    hold_penalty_max_s: float = var(
+        "P31_HOLD_PENALTY_MAX_SEC",
+        _P31.hold_penalty_max_s,
+        unit="seconds",
+        above=0,
+        hi=604800,
+        help="Time without an execution at which that penalty is full.",
+    )
+    score_alpha: float = var("P31_SCORE_ALPHA", _P31.score_alpha, above=0, hi=1, help="Weight of the newest score.")
+    stale_s_p30: int = var(
+        "P31_STALE_SEC_P30", _P31.stale_s_p30, unit="seconds", lo=1, hi=86400, help=_STALE_HELP.format("an attribution")
+    )
+    stale_s_p29: int = var(
+        "P31_STALE_SEC_P29", _P31.stale_s_p29, unit="seconds", lo=1, hi=86400, help=_STALE_HELP.format("a target")
+    )
+
+    def params(self) -> EfficiencyParams:
+        """The numbers of P3.1.
+
+        Raises:
+            ValueError: naming every contradiction.
+        """
+        return EfficiencyParams(**_params_of(self, EfficiencyParams))
+
+    def check(self) -> None:
+        """Refuse efficiencies that expire too early, decisions in the stream of executions, and one port twice.
+
+        Raises:
+            ValueError: naming the variables.
+        """
+        check(
+            (self.key_ttl_s > self.interval_s, "key_ttl_s must be above interval_s: they expire"),
+            (self.efficiency_stream != self.execution_stream, "efficiency_stream must not be execution_stream"),
+            (self.health_port != self.port, "health_port must not be port"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProposerOptions:
+    """What each target would be if efficiency counted (step 1); always shadow."""
+
+    SERVICE: ClassVar[str] = "proposer"
+    DEFAULT_PORT: ClassVar[int] = 8065
+
+    port: int = _port(DEFAULT_PORT)
+    interval_s: float = _interval("LOOP_INTERVAL_SEC", 10.0, hi=3600)
+    propose_ttl_s: int = var("PROPOSE_KEY_TTL", 600, unit="seconds", lo=1, hi=86400, help="Life of a proposal.")
+    propose_stream: str = _stream("PROPOSE_STREAM_NAME", "quantum:stream:allocation.target.proposed", "proposals")
+    base: float = var("P31_BASE", _P.base, lo=0, hi=10, help="Multiplier at score 0.5.")
+    scale: float = _share("P31_SCALE", _P.scale, "What one unit of score moves the multiplier by.", hi=10)
+    min_mult: float = _share("P31_MIN_MULT", _P.min_mult, "Smallest multiplier.")
+    max_mult: float = var("P31_MAX_MULT", _P.max_mult, lo=1, hi=10, help="Greatest multiplier.")
+    min_conf: float = _share("P31_MIN_CONF", _P.min_conf, "Smallest confidence of an efficiency that counts.")
+    stale_s: int = _age("P31_STALE_SEC", _P.stale_s, "an efficiency")
+    base_stale_s: int = _age("QA_PROPOSE_BASE_STALE_SEC", _P.base_stale_s, "a base target")
+
+    def params(self) -> ProposalParams:
+        """The numbers of the proposer.
+
+        Raises:
+            ValueError: naming every contradiction.
+        """
+        return ProposalParams(**_params_of(self, ProposalParams))
+
+    def check(self) -> None:
+        """Refuse proposals that expire before the next cycle writes them again.
+
+        Raises:
+            ValueError: naming both variables.
+        """
+        check((self.propose_ttl_s > self.interval_s, "propose_ttl_s must be above interval_s: they expire"))
 
 
 def _params_of(options: Any, params: type[Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ class _Reader:
         self.given.add(spec.env)
         parsed = None if _COMMENT.search(text) else kind.parse(text, spec)
         if parsed is not None and spec.single and self.several:
-            self.refuse(spec, raw, "nothing when several services run in one process: each has its own port", told)
+            self.refuse(spec, raw, "nothing when several services run in one process", told)
         elif parsed is not None:
             return self.at_home(spec, parsed)
         elif kind.safe is not None:

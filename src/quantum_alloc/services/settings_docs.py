@@ -7,7 +7,11 @@ from quantum_alloc.services.settings import Variable, variables
 from quantum_alloc.services.values import expected, render, wanted
 from quantum_alloc.services.variables import CONTRACT_VARIABLES, RETIRED
 
-ENV_FILES = {"allocation": "capital-allocation"}
+ENV_FILES = {
+    "allocation": "capital-allocation",
+    "efficiency": "capital-efficiency",
+    "proposer": "allocation-target",
+}
 """Names of files in /etc/quantum that are not the service's."""
 
 _INTRODUCTION = """\

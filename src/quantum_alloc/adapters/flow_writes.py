@@ -1,0 +1,165 @@
+"""What attribution, efficiency and proposer write.
+
+The first group of a service that reads executions begins with its state and position, and holds the dead letters: what
+follows in it is applied in the same MULTI, what comes in later groups can be lost and is published anew in the next
+cycle. A watched state key makes a second instance's write fail instead of counting an execution twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from quantum_alloc.adapters.effects import Effect, Group, HashSet, StreamAdd, in_groups
+from quantum_alloc.adapters.writes import SYMBOLS_PER_GROUP, Target, stamp, universe_effects
+from quantum_alloc.core import (
+    AttributionCycle,
+    EfficiencyCycle,
+    ProposalCycle,
+    attribution_fields,
+    efficiency_fields,
+    proposal_fields,
+)
+from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
+
+DEAD_LETTERS = "execution.deadletter"
+ATTRIBUTION_HASH = (
+    "performance_factor", "alpha_score", "confidence", "window", "source", "lkg_age_s", "last_exec_ts", "mode",
+    "regime_contrib", "cluster_contrib", "signal_contrib", "time_contrib",
+)  # fmt: skip
+EFFICIENCY_HASH = (
+    "efficiency_score", "efficiency_raw", "efficiency_ewma", "capital_pressure", "reallocation_weight", "confidence",
+    "inputs_ok", "stale_flags", "p30_perf", "p30_conf", "p29_target_usd", "volatility_ewma", "dd_proxy",
+    "hold_time_penalty", "lane", "mode",
+)  # fmt: skip
+PROPOSAL_HASH = (
+    "symbol", "base_target", "proposed_target", "multiplier", "eff_score", "eff_confidence", "eff_stale", "reason",
+    "eff_lane", "base_lane", "mode",
+)  # fmt: skip
+
+
+def _grouped(first: Sequence[Effect], per_symbol: Sequence[Sequence[Effect]]) -> tuple[Group, ...]:
+    groups = in_groups(per_symbol, SYMBOLS_PER_GROUP) or ((),)
+    return ((*first, *groups[0]), *groups[1:])
+
+
+def letters(entries: Sequence[Mapping[str, str]], to: Target) -> list[Effect]:
+    """The dead letters of a cycle.
+
+    Args:
+        entries: fields of each.
+        to: stream length and names.
+    """
+    return [StreamAdd(to.keys.stream(DEAD_LETTERS), fields, to.maxlen) for fields in entries]
+
+
+def _published(
+    records: Sequence[tuple[str, Mapping[str, str]]],
+    stream: str,
+    to: Target,
+    key: Callable[[str], str] | None,
+    names: Sequence[str],
+    when: Mapping[str, str],
+    more: Mapping[str, str],
+) -> list[list[Effect]]:
+    """A stream entry a symbol, and its hash where one is written."""
+    out: list[list[Effect]] = []
+    for symbol, record in records:
+        fields = {**record, **when}
+        effects: list[Effect] = [StreamAdd(stream, fields, to.maxlen)]
+        if key is not None:
+            effects.append(HashSet(key(symbol), {**{n: record[n] for n in names}, **when, **more}, to.ttl_s))
+        out.append(effects)
+    return out
+
+
+def attribution_effects(
+    cycle: AttributionCycle, state: HashSet, dead: Sequence[Mapping[str, str]], to: Target, known: frozenset[str]
+) -> tuple[Group, ...]:
+    """The writes of an attribution cycle.
+
+    Args:
+        cycle: the decisions.
+        state: what saves states and position.
+        dead: dead letters.
+        to: mode, expiry, stream length and names.
+        known: the universe as read.
+    """
+    when = stamp(cycle.now, "ts_utc")
+    hashes = to.hash_keys
+    per_symbol = _published(
+        [(d.symbol, attribution_fields(d, cycle.params, to.mode)) for d in cycle.decisions],
+        to.keys.stream("alpha.attribution"),
+        to,
+        None if hashes is None else hashes.attribution,
+        ATTRIBUTION_HASH,
+        when,
+        {},
+    )
+    first = universe_effects([d.symbol for d in cycle.decisions], known, to.keys)
+    return _grouped([state, *letters(dead, to), *first], per_symbol)
+
+
+def efficiency_effects(
+    cycle: EfficiencyCycle,
+    state: HashSet,
+    dead: Sequence[Mapping[str, str]],
+    to: Target,
+    stream: str,
+    known: frozenset[str],
+) -> tuple[Group, ...]:
+    """The writes of an efficiency cycle.
+
+    Args:
+        cycle: the decisions.
+        state: what saves states and position.
+        dead: dead letters.
+        to: mode, expiry, stream length and names.
+        stream: where decisions go.
+        known: the universe as read.
+    """
+    when = {"ts": stamp(cycle.now)["ts"]}
+    hashes = to.hash_keys
+    per_symbol = _published(
+        [(d.symbol, efficiency_fields(d, cycle.params, to.mode)) for d in cycle.decisions],
+        stream,
+        to,
+        None if hashes is None else hashes.efficiency,
+        EFFICIENCY_HASH,
+        when,
+        {"version": EFFICIENCY_RULES},
+    )
+    first = universe_effects([d.symbol for d in cycle.decisions], known, to.keys)
+    return _grouped([state, *letters(dead, to), *first], per_symbol)
+
+
+def proposal_effects(cycle: ProposalCycle, to: Target, stream: str, known: frozenset[str]) -> tuple[Group, ...]:
+    """The writes of a proposer cycle: the proposal's own hash in the live lane, and in the shadow lane where it is on.
+
+    Args:
+        cycle: the proposals.
+        to: expiry, stream length and names.
+        stream: where proposals go.
+        known: the universe as read.
+    """
+    if not cycle.decisions:
+        return ()
+    when = stamp(cycle.now, "ts_epoch")
+    last = {"last_update_ts_epoch": when["ts_epoch"]}
+    per_symbol = _published(
+        [(d.symbol, proposal_fields(d, cycle.params)) for d in cycle.decisions],
+        stream,
+        to,
+        to.keys.proposed,
+        PROPOSAL_HASH,
+        when,
+        last,
+    )
+    if to.shadow is not None:
+        for effects in per_symbol:
+            effects += [
+                HashSet(to.shadow.proposed(e.fields["symbol"]), e.fields, e.ttl_s)
+                for e in effects
+                if isinstance(e, HashSet)
+            ]
+    first = universe_effects([d.symbol for d in cycle.decisions], known, to.keys)
+    return _grouped(first, per_symbol)

@@ -1,0 +1,283 @@
+"""Decision records of attribution, efficiency and proposal: each stands alone, and is made again from itself.
+
+    rules, params_hash, params   which rules; params holds what differs from their defaults
+    now                          the decision's clock
+    before, fills                the state before the cycle's last executions, and these executions, as JSON
+    NAME_state, NAME_ts, ...     the readings
+
+An id of a stream entry is in none of them, so that the same inputs give the same record wherever they are read.
+Source: the project's rules, section 8, and the contract, section 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from quantum_alloc.core.allocation import Attribution
+from quantum_alloc.core.attribution import RULES_VERSION as ATTRIBUTION_RULES
+from quantum_alloc.core.attribution import AttributionDecision, AttributionParams, AttributionState, attribute
+from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
+from quantum_alloc.core.efficiency import (
+    AllocationTarget,
+    EfficiencyDecision,
+    EfficiencyInputs,
+    EfficiencyParams,
+    EfficiencyState,
+    measure,
+)
+from quantum_alloc.core.execution import fills_text, read_fills
+from quantum_alloc.core.fields import Fields, number, optional, read_state, state_fields
+from quantum_alloc.core.params import changed_json, config_hash, restored
+from quantum_alloc.core.proposal import RULES_VERSION as PROPOSAL_RULES
+from quantum_alloc.core.proposal import (
+    Efficiency,
+    ProposalDecision,
+    ProposalInputs,
+    ProposalParams,
+    propose,
+)
+from quantum_alloc.core.reading import Lane, shown
+
+FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision
+FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams
+
+
+def _head(rules: str, now: float, params: FlowParams) -> dict[str, str]:
+    changed = changed_json(params)
+    return {"rules": rules, "now": number(now), "params_hash": config_hash(params), "params": changed}
+
+
+def _shares(parts: Mapping[str, float]) -> str:
+    return json.dumps(dict(parts), separators=(",", ":"))
+
+
+def attribution_fields(decision: AttributionDecision, params: AttributionParams, mode: str) -> dict[str, str]:
+    """One symbol's attribution as flat text.
+
+    Args:
+        decision: the attribution.
+        params: the numbers of P3.0.
+        mode: ``shadow`` or ``enforce``.
+    """
+    return {
+        "symbol": decision.symbol,
+        "performance_factor": number(decision.performance_factor),
+        "alpha_score": number(decision.alpha_score),
+        "confidence": number(decision.confidence),
+        "window": str(decision.window),
+        "source": decision.source.value,
+        "lkg_age_s": str(decision.lkg_age_s),
+        "last_exec_ts": number(decision.last_exec_ts),
+        "regime_contrib": _shares(decision.regime_contrib),
+        "cluster_contrib": _shares(decision.cluster_contrib),
+        "signal_contrib": _shares(decision.signal_contrib),
+        "time_contrib": _shares(decision.time_contrib),
+        **_head(ATTRIBUTION_RULES, decision.now, params),
+        "before": decision.before.text(),
+        "fills": fills_text(decision.fills) if decision.fills else "",
+        "mode": mode,
+    }
+
+
+def trace(decision: EfficiencyDecision) -> str:
+    """The one-line summary that existing readers take apart.
+
+    Args:
+        decision: the efficiency.
+    """
+    target = decision.target_usd or 0.0
+    ok = int(decision.inputs_ok)
+    return f"p30_conf={decision.performance_confidence:.2f},p29_tgt={target:.0f},inputs_ok={ok}"
+
+
+def efficiency_fields(decision: EfficiencyDecision, params: EfficiencyParams, mode: str) -> dict[str, str]:
+    """One symbol's efficiency as flat text.
+
+    Args:
+        decision: the efficiency.
+        params: the numbers of P3.1.
+        mode: ``shadow`` or ``enforce``.
+    """
+    inputs = decision.inputs
+    attribution, target = shown(inputs.attribution), shown(inputs.target)
+    return {
+        "symbol": decision.symbol,
+        "efficiency_score": number(decision.efficiency_score),
+        "efficiency_raw": number(decision.efficiency_raw),
+        "efficiency_ewma": number(decision.efficiency_ewma),
+        "capital_pressure": decision.capital_pressure.value,
+        "reallocation_weight": number(decision.reallocation_weight),
+        "confidence": number(decision.confidence),
+        "inputs_ok": str(int(decision.inputs_ok)),
+        "stale_flags": ",".join(decision.stale_flags),
+        "p30_perf": number(decision.performance),
+        "p30_conf": number(decision.performance_confidence),
+        "p29_target_usd": number(decision.target_usd),
+        "p29_conf": number(decision.target_confidence),
+        "volatility_ewma": number(decision.volatility_ewma),
+        "dd_proxy": number(decision.dd_proxy),
+        "hold_time_penalty": number(decision.hold_time_penalty),
+        "trace": trace(decision),
+        "lane": decision.lane.value,
+        **_head(EFFICIENCY_RULES, inputs.now, params),
+        "attribution_factor": number(attribution.performance_factor if attribution else None),
+        "attribution_confidence": number(attribution.confidence if attribution else None),
+        **state_fields("attribution", inputs.attribution),
+        "attribution_lane": inputs.attribution_lane.value,
+        "target_usd": number(target.target_usd if target else None),
+        "target_confidence": number(target.confidence if target else None),
+        **state_fields("target", inputs.target),
+        "target_lane": inputs.target_lane.value,
+        "before": decision.before.text(),
+        "fills": fills_text(inputs.fills) if inputs.fills else "",
+        "mode": mode,
+    }
+
+
+def proposal_fields(decision: ProposalDecision, params: ProposalParams, mode: str = "shadow") -> dict[str, str]:
+    """One symbol's proposal as flat text.
+
+    Args:
+        decision: the proposal.
+        params: the numbers of the proposer.
+        mode: ``shadow``.
+    """
+    inputs, efficiency = decision.inputs, decision.efficiency
+    return {
+        "symbol": decision.symbol,
+        "base_target": number(decision.base_target_usd),
+        "proposed_target": number(decision.proposed_target_usd),
+        "multiplier": f"{decision.multiplier:.4f}",
+        "eff_score": number(efficiency.score if efficiency else None),
+        "eff_confidence": number(efficiency.confidence if efficiency else None),
+        "eff_stale": str(int(decision.eff_stale)),
+        "reason": decision.reason.value,
+        "eff_lane": inputs.eff_lane.value,
+        "base_lane": inputs.base_lane.value,
+        **_head(PROPOSAL_RULES, inputs.now, params),
+        **state_fields("eff", inputs.efficiency),
+        **state_fields("base", inputs.base_target_usd),
+        "mode": mode,
+    }
+
+
+def _fills(record: Fields) -> object:
+    return json.loads(record["fills"])
+
+
+def _attribution(record: Fields) -> AttributionDecision:
+    params: AttributionParams = restored(AttributionParams, record["params"], record["params_hash"])
+    symbol = record["symbol"]
+    before = AttributionState.of_text(symbol, record["before"])
+    fills = read_fills(symbol, _fills(record)) if record["fills"] else ()
+    _, made = attribute(symbol, before, fills, float(record["now"]), params)
+    if made is None:
+        raise ValueError("the record's state gives no attribution")
+    return made
+
+
+def _efficiency(record: Fields) -> EfficiencyDecision:
+    params: EfficiencyParams = restored(EfficiencyParams, record["params"], record["params_hash"])
+    symbol, now = record["symbol"], float(record["now"])
+    factor, target_usd = optional(record["attribution_factor"]), optional(record["target_usd"])
+    attribution = None if factor is None else Attribution(factor, optional(record["attribution_confidence"]))
+    target = None if target_usd is None else AllocationTarget(target_usd, float(record["target_confidence"]))
+    inputs = EfficiencyInputs(
+        symbol,
+        now,
+        read_state("attribution", record, now, attribution),
+        read_state("target", record, now, target),
+        read_fills(symbol, _fills(record)) if record["fills"] else (),
+        Lane(record["attribution_lane"]),
+        Lane(record["target_lane"]),
+    )
+    return measure(EfficiencyState.of_text(record["before"]), inputs, params)[1]
+
+
+def _proposal(record: Fields) -> ProposalDecision:
+    params: ProposalParams = restored(ProposalParams, record["params"], record["params_hash"])
+    now, score = float(record["now"]), optional(record["eff_score"])
+    efficiency = None if score is None else Efficiency(score, float(record["eff_confidence"]))
+    inputs = ProposalInputs(
+        record["symbol"],
+        now,
+        read_state("base", record, now, float(record["base_target"])),
+        read_state("eff", record, now, efficiency),
+        Lane(record["base_lane"]),
+        Lane(record["eff_lane"]),
+    )
+    made = propose(inputs, params)
+    if not isinstance(made, ProposalDecision):
+        raise ValueError(f"the record's base target cannot be used: {made.reason}")
+    return made
+
+
+_KINDS: Mapping[str, Callable[[Fields], FlowDecision]] = {
+    ATTRIBUTION_RULES: _attribution,
+    EFFICIENCY_RULES: _efficiency,
+    PROPOSAL_RULES: _proposal,
+}
+
+
+def again(record: Fields) -> FlowDecision:
+    """The same attribution, efficiency or proposal, made again from its record.
+
+    Args:
+        record: its fields, as text.
+
+    Raises:
+        ValueError, KeyError: not a record of these rules.
+    """
+    rules = record["rules"]
+    if rules not in _KINDS:
+        raise ValueError(f"rules {rules!r} are not known here; this version knows {', '.join(_KINDS)}")
+    return _KINDS[rules](record)
+
+
+def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str, str]:
+    """Any of these decisions as flat text.
+
+    Args:
+        decision: of any of the three.
+        params: of its rules.
+        mode: ``shadow`` or ``enforce``.
+    """
+    if isinstance(decision, AttributionDecision) and isinstance(params, AttributionParams):
+        return attribution_fields(decision, params, mode)
+    if isinstance(decision, EfficiencyDecision) and isinstance(params, EfficiencyParams):
+        return efficiency_fields(decision, params, mode)
+    if isinstance(decision, ProposalDecision) and isinstance(params, ProposalParams):
+        return proposal_fields(decision, params, mode)
+    raise TypeError("the parameters are those of other rules")
+
+
+_PARAMS: Mapping[str, type[FlowParams]] = {
+    ATTRIBUTION_RULES: AttributionParams,
+    EFFICIENCY_RULES: EfficiencyParams,
+    PROPOSAL_RULES: ProposalParams,
+}
+
+
+def params_of(record: Fields) -> FlowParams:
+    """The parameters that a record was made with.
+
+    Args:
+        record: its fields, as text.
+
+    Raises:
+        ValueError, KeyError: not a record of these rules.
+    """
+    params: FlowParams = restored(_PARAMS[record["rules"]], record["params"], record["params_hash"])
+    return params
+
+
+def flow_differences(record: Fields) -> dict[str, tuple[str, str]]:
+    """Where a record and its recomputation differ: field -> (in the record, recomputed); empty when they agree.
+
+    Args:
+        record: its fields, as text; fields that are not of the record are not looked at.
+    """
+    made = record_of(again(record), params_of(record), record["mode"])
+    return {name: (record.get(name, ""), text) for name, text in made.items() if record.get(name, "") != text}
