@@ -27,7 +27,7 @@ from quantum_alloc.core.efficiency import (
     EfficiencyState,
     measure,
 )
-from quantum_alloc.core.execution import fills_text, read_fills
+from quantum_alloc.core.execution import Execution, fills_text, read_fills
 from quantum_alloc.core.fields import Fields, number, optional, read_state, state_fields
 from quantum_alloc.core.params import changed_json, config_hash, restored
 from quantum_alloc.core.proposal import RULES_VERSION as PROPOSAL_RULES
@@ -163,40 +163,58 @@ def proposal_fields(decision: ProposalDecision, params: ProposalParams, mode: st
     }
 
 
-def _fills(record: Fields) -> object:
-    return json.loads(record["fills"])
+def _fills(record: Fields) -> tuple[Execution, ...]:
+    return read_fills(record["symbol"], json.loads(record["fills"])) if record["fills"] else ()
 
 
-def _attribution(record: Fields) -> AttributionDecision:
+def attribution_inputs(record: Fields) -> tuple[AttributionState, tuple[Execution, ...], AttributionParams]:
+    """The state before, the executions and the parameters that an attribution's record holds.
+
+    Args:
+        record: its fields, as text.
+
+    Raises:
+        ValueError, KeyError: not a record of these rules.
+    """
     params: AttributionParams = restored(AttributionParams, record["params"], record["params_hash"])
-    symbol = record["symbol"]
-    before = AttributionState.of_text(symbol, record["before"])
-    fills = read_fills(symbol, _fills(record)) if record["fills"] else ()
-    _, made = attribute(symbol, before, fills, float(record["now"]), params)
-    if made is None:
-        raise ValueError("the record's state gives no attribution")
-    return made
+    return AttributionState.of_text(record["symbol"], record["before"]), _fills(record), params
 
 
-def _efficiency(record: Fields) -> EfficiencyDecision:
+def efficiency_inputs(record: Fields) -> tuple[EfficiencyState, EfficiencyInputs, EfficiencyParams]:
+    """The state before, the inputs and the parameters that an efficiency's record holds.
+
+    Args:
+        record: its fields, as text.
+
+    Raises:
+        ValueError, KeyError: not a record of these rules.
+    """
     params: EfficiencyParams = restored(EfficiencyParams, record["params"], record["params_hash"])
-    symbol, now = record["symbol"], float(record["now"])
+    now = float(record["now"])
     factor, target_usd = optional(record["attribution_factor"]), optional(record["target_usd"])
     attribution = None if factor is None else Attribution(factor, optional(record["attribution_confidence"]))
     target = None if target_usd is None else AllocationTarget(target_usd, float(record["target_confidence"]))
     inputs = EfficiencyInputs(
-        symbol,
+        record["symbol"],
         now,
         read_state("attribution", record, now, attribution),
         read_state("target", record, now, target),
-        read_fills(symbol, _fills(record)) if record["fills"] else (),
+        _fills(record),
         Lane(record["attribution_lane"]),
         Lane(record["target_lane"]),
     )
-    return measure(EfficiencyState.of_text(record["before"]), inputs, params)[1]
+    return EfficiencyState.of_text(record["before"]), inputs, params
 
 
-def _proposal(record: Fields) -> ProposalDecision:
+def proposal_inputs(record: Fields) -> tuple[ProposalInputs, ProposalParams]:
+    """The inputs and the parameters that a proposal's record holds.
+
+    Args:
+        record: its fields, as text.
+
+    Raises:
+        ValueError, KeyError: not a record of these rules.
+    """
     params: ProposalParams = restored(ProposalParams, record["params"], record["params_hash"])
     now, score = float(record["now"]), optional(record["eff_score"])
     efficiency = None if score is None else Efficiency(score, float(record["eff_confidence"]))
@@ -208,7 +226,24 @@ def _proposal(record: Fields) -> ProposalDecision:
         Lane(record["base_lane"]),
         Lane(record["eff_lane"]),
     )
-    made = propose(inputs, params)
+    return inputs, params
+
+
+def _attribution(record: Fields) -> AttributionDecision:
+    before, fills, params = attribution_inputs(record)
+    _, made = attribute(record["symbol"], before, fills, float(record["now"]), params)
+    if made is None:
+        raise ValueError("the record's state gives no attribution")
+    return made
+
+
+def _efficiency(record: Fields) -> EfficiencyDecision:
+    before, inputs, params = efficiency_inputs(record)
+    return measure(before, inputs, params)[1]
+
+
+def _proposal(record: Fields) -> ProposalDecision:
+    made = propose(*proposal_inputs(record))
     if not isinstance(made, ProposalDecision):
         raise ValueError(f"the record's base target cannot be used: {made.reason}")
     return made

@@ -20,7 +20,7 @@ from quantum_alloc.adapters.codec import symbol as valid_symbol
 from quantum_alloc.adapters.codec import unix_seconds
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
-from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status
+from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status, trial_cli
 from quantum_alloc.services.http import PortTaken
 from quantum_alloc.services.options import EfficiencyOptions, load
 from quantum_alloc.services.settings import SettingsError
@@ -108,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     state.add_argument("--format", choices=("table", "json"), default="table")
     state.set_defaults(handler=_status)
 
+    trial_cli.add_parsers(commands)
     config_cli.add_parser(commands)
     return parser
 

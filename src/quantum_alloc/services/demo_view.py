@@ -15,6 +15,12 @@ from quantum_alloc.services.show import table
 
 REFRESH_S = 0.1
 COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "reason")
+LIVE_COLUMNS = (
+    "symbol", "base", "regime", "cluster", "drawdown", "perf", "target", "score", "pressure", "confidence",
+    "multiplier", "proposed", "why", "reason",
+)  # fmt: skip
+LIVE_WIDTH = 130
+"""Columns of a terminal from which on the live table shows efficiency and proposal too."""
 EFFICIENCY_COLUMNS = ("symbol", "target", "score", "average", "pressure", "confidence", "multiplier", "proposed", "why")
 
 
@@ -95,6 +101,21 @@ def efficiency_rows(progress: Progress) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def live_rows(progress: Progress) -> list[dict[str, Any]]:
+    """Targets and efficiencies joined, one row a symbol.
+
+    Args:
+        progress: where the demo is.
+    """
+    return [{**e, **t} for t, e in zip(rows_of(progress), efficiency_rows(progress), strict=True)]
+
+
+def _short(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
 def moment(ts: float) -> str:
@@ -225,13 +246,14 @@ def _rich(out: TextIO) -> Iterator[View]:
             last = time.monotonic()
             bar.update(task, completed=progress.bars, total=progress.total)
             grid = Table(title=headline(progress), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-            for name in COLUMNS:
-                side: Any = "left" if name in ("symbol", "reason") else "right"
-                least = {"reason": 6, "symbol": 8, "base": 8, "target": 8}.get(name, 4)
+            names = LIVE_COLUMNS if console.width >= LIVE_WIDTH else COLUMNS
+            for name in names:
+                side: Any = "left" if name in ("symbol", "reason", "pressure", "why") else "right"
+                least = {"reason": 6, "symbol": 8, "base": 8, "target": 8, "proposed": 8}.get(name, 4)
                 grid.add_column(name, justify=side, min_width=least, no_wrap=True, overflow="ellipsis")
-            rows, room = rows_of(progress), max(3, console.height - 5)
+            rows, room = live_rows(progress), max(3, console.height - 5)
             for row in rows if len(rows) <= room else rows[: room - 1]:
-                grid.add_row(*(f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row.values()))
+                grid.add_row(*(_short(row[name]) for name in names))
             if len(rows) > room:
                 grid.add_row(f"{len(rows) - room + 1} more")
             screen.update(Group(grid, bar), refresh=True)

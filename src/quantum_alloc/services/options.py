@@ -23,6 +23,7 @@ from quantum_alloc.services.service_options import (
     PortfolioOptions,
     ProposerOptions,
     ServiceOptions,
+    stream_var,
 )
 from quantum_alloc.services.settings import SettingsError, read, var, variables
 from quantum_alloc.services.variables import CONTRACT_VARIABLES
@@ -77,6 +78,7 @@ class CommonOptions:
     stream_maxlen: int = var(
         "STREAM_MAXLEN", 200_000, unit="entries", lo=100, hi=1_000_000_000, help="Length of a stream, approximate."
     )
+    plans_stream: str = stream_var("STREAM_PLANS", "quantum:stream:apply.plan", "plans")
     shadow_lane: bool = var(
         "SHADOW_LANE",
         False,

@@ -70,7 +70,14 @@ def is_stream(text: str) -> bool:
     return plain and (not text.startswith("quantum:") or text.removeprefix("quantum:").startswith("stream:"))
 
 
-def _stream(env: str, default: str, what: str) -> Any:
+def stream_var(env: str, default: str, what: str) -> Any:
+    """A setting that names a stream.
+
+    Args:
+        env: the environment variable.
+        default: the stream's name.
+        what: it holds.
+    """
     wanted = "the name of a stream without spaces; under quantum: only quantum:stream:..."
     return var(env, default, accepts=is_stream, expects=wanted, help=f"Stream of {what}.")
 
@@ -79,7 +86,7 @@ EXECUTION_STREAM = "quantum:stream:execution.result"
 
 
 def _executions() -> Any:
-    return _stream("EXECUTION_STREAM", EXECUTION_STREAM, "executions")
+    return stream_var("EXECUTION_STREAM", EXECUTION_STREAM, "executions")
 
 
 def _events(env: str) -> Any:
@@ -310,7 +317,7 @@ class EfficiencyOptions:
     interval_s: float = _interval("P31_LOOP_SEC", 5.0, hi=3600)
     key_ttl_s: int = var("P31_KEY_TTL_SEC", 600, unit="seconds", lo=1, hi=86400, help="Life of a written efficiency.")
     execution_stream: str = _executions()
-    efficiency_stream: str = _stream(
+    efficiency_stream: str = stream_var(
         "EFFICIENCY_STREAM", "quantum:stream:capital.efficiency.decision", "efficiency decisions"
     )
     max_events: int = _events("P31_MAX_EVENTS_PER_LOOP")
@@ -369,7 +376,7 @@ class ProposerOptions:
     port: int = _port(DEFAULT_PORT)
     interval_s: float = _interval("LOOP_INTERVAL_SEC", 10.0, hi=3600)
     propose_ttl_s: int = var("PROPOSE_KEY_TTL", 600, unit="seconds", lo=1, hi=86400, help="Life of a proposal.")
-    propose_stream: str = _stream("PROPOSE_STREAM_NAME", "quantum:stream:allocation.target.proposed", "proposals")
+    propose_stream: str = stream_var("PROPOSE_STREAM_NAME", "quantum:stream:allocation.target.proposed", "proposals")
     base: float = var("P31_BASE", _P.base, lo=0, hi=10, help="Multiplier at score 0.5.")
     scale: float = _share("P31_SCALE", _P.scale, "What one unit of score moves the multiplier by.", hi=10)
     min_mult: float = _share("P31_MIN_MULT", _P.min_mult, "Smallest multiplier.")

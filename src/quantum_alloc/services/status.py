@@ -8,16 +8,22 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from typing import Any
 
 from quantum_alloc.adapters import codec, wire
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Reading, age_s
 from quantum_alloc.services.app import SERVICES
-from quantum_alloc.services.options import AllocationOptions, BudgetOptions, PortfolioOptions, Settings
+from quantum_alloc.services.options import (
+    AllocationOptions,
+    BudgetOptions,
+    EfficiencyOptions,
+    PortfolioOptions,
+    ProposerOptions,
+    Settings,
+)
 
 ASK_TIMEOUT_S = 0.5
 
@@ -73,7 +79,9 @@ def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]
         StoreError: Redis does not answer.
     """
     a, b, p = settings.of(AllocationOptions), settings.of(BudgetOptions), settings.of(PortfolioOptions)
-    universe = Universe(LIVE, (LIVE.budget(""), LIVE.position(""), LIVE.market("")), settings.common.symbols)
+    e, s1 = settings.of(EfficiencyOptions), settings.of(ProposerOptions)
+    prefixes = (LIVE.budget(""), LIVE.position(""), LIVE.market(""), LIVE.target(""), LIVE.efficiency(""))
+    universe = Universe(LIVE, prefixes, settings.common.symbols)
     names = universe.find(store, store.read(universe.query), now).names
     rows = []
     shared = (
@@ -85,12 +93,20 @@ def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]
         rows.append(_row(name, reading, limit))
     reply = store.read([wire.newest(LIVE.stream("regime.state"))])[0]
     rows.append(_row("regime", wire.decode_newest(wire.REGIME, reply, now, a.stale_data_s), a.stale_data_s))
-    per_symbol: Mapping[str, tuple[wire.Schema[Any], Any, int]] = {
+    per_symbol: dict[str, tuple[wire.Schema[Any], Any, int]] = {
         "market": (wire.MARKET, LIVE.market, b.stale_data_s),
         "position": (wire.POSITION, LIVE.position, p.position_stale_s),
         "budget": (wire.BUDGET, LIVE.budget, a.stale_data_s),
         "attribution": (wire.ATTRIBUTION, LIVE.attribution, a.stale_data_s),
+        "target": (wire.TARGET, LIVE.target, e.stale_s_p29),
+        "efficiency": (wire.EFFICIENCY, LIVE.efficiency, s1.stale_s),
+        "proposal": (wire.PROPOSAL, LIVE.proposed, a.stale_data_s),
     }
+    if settings.common.shadow_lane:
+        aside = ShadowKeys(LIVE.tag)
+        per_symbol["attribution (shadow)"] = (wire.ATTRIBUTION, aside.attribution, a.stale_data_s)
+        per_symbol["target (shadow)"] = (wire.TARGET, aside.target, e.stale_s_p29)
+        per_symbol["efficiency (shadow)"] = (wire.EFFICIENCY, aside.efficiency, s1.stale_s)
     for name, (schema, key_of, limit) in per_symbol.items():
         readings = [wire.decode(schema, r, now, limit) for r in store.read([schema.query(key_of(s)) for s in names])]
         there = [r for r in readings if r.state != "missing"]

@@ -1,0 +1,389 @@
+"""``quantum-alloc explain SYMBOL``: the last decision of each service for a symbol, in plain words.
+
+Decisions are read off the decision streams, newest first, at most ``LOOK_BACK`` entries each; budgets off their hash.
+Nothing is written. What would have to change is asked of the rules themselves (``core.explain``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quantum_alloc.adapters import codec, wire
+from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.store import Store
+from quantum_alloc.core.explain import (
+    Flip,
+    allocated,
+    allocation_knobs,
+    attribution_knobs,
+    budget_knobs,
+    efficiency_knobs,
+    flips,
+    proposal_knobs,
+)
+from quantum_alloc.core.fields import Fields
+from quantum_alloc.core.reading import age_s
+from quantum_alloc.services.options import EfficiencyOptions, ProposerOptions, Settings
+from quantum_alloc.services.show import table
+
+LOOK_BACK = 20_000
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One service's last decision for a symbol.
+
+    Attributes:
+        service: its CLI name.
+        says: the outcome in one sentence.
+        age_s: seconds since it was decided; None where there is none.
+        because: sentences on how it came about.
+        inputs: one row an input: name, value, state, age, lane.
+        flips: the nearest change of each input that would turn an outcome.
+        record: fields of the decision record.
+    """
+
+    service: str
+    says: str
+    age_s: int | None = None
+    because: tuple[str, ...] = ()
+    inputs: tuple[Mapping[str, Any], ...] = ()
+    flips: tuple[Flip, ...] = ()
+    record: Fields = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--format json``."""
+        turns = [{**f.to_dict(), "side": f.side} for f in self.flips]
+        return {
+            "service": self.service,
+            "says": self.says,
+            "age_s": self.age_s,
+            "because": list(self.because),
+            "inputs": [dict(i) for i in self.inputs],
+            "would_change": turns,
+            "record": dict(self.record),
+        }
+
+
+def _backwards(store: Store, stream: str) -> Iterator[Fields]:
+    """The entries of a stream as text, newest first."""
+    last, seen = "+", 0
+    while seen < LOOK_BACK:
+        page = store.read([("XREVRANGE", stream, last, "-", "COUNT", PAGE)])[0]
+        if not isinstance(page, list) or not page:
+            return
+        for entry in page:
+            raw = wire.entry_fields(entry)
+            if raw is not None:
+                yield {n: v.decode("utf-8", "replace") for n, v in raw.items()}
+        seen += len(page)
+        newest = page[-1]
+        given = newest[0] if isinstance(newest, list) else None
+        if len(page) < PAGE or not isinstance(given, bytes):
+            return
+        last = f"({given.decode('ascii')}"
+
+
+def _last(store: Store, stream: str, symbol: str) -> Fields | None:
+    return next((f for f in _backwards(store, stream) if f.get("symbol") == symbol), None)
+
+
+def _age(record: Fields, now: float, name: str = "now") -> int | None:
+    ts = codec.unix_seconds(record.get(name, "").encode())
+    return None if ts is None else age_s(ts, now)
+
+
+def _input(name: str, value: str, record: Fields, prefix: str, at: float, lane: str = "live") -> dict[str, Any]:
+    ts = codec.unix_seconds(record.get(f"{prefix}_ts", "").encode())
+    return {
+        "input": name,
+        "value": value or None,
+        "state": record[f"{prefix}_state"],
+        "age_s": None if ts is None else age_s(ts, at),
+        "lane": lane,
+    }
+
+
+def _x(text: str) -> str:
+    value = float(text)
+    return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def budget(store: Store, symbol: str, now: float) -> Explanation:
+    """The budget hash."""
+    reply = store.read([("HGETALL", LIVE.budget(symbol))])[0]
+    flat = reply if isinstance(reply, list) else []
+    raw = {
+        n.decode("utf-8", "replace"): v.decode("utf-8", "replace")
+        for n, v in zip(flat[::2], flat[1::2], strict=False)
+        if isinstance(n, bytes) and isinstance(v, bytes)
+    }
+    if not raw:
+        return Explanation("budget", "There is no budget.")
+    try:
+        stress = float(raw["stress_factor"])
+        says = f"It may cost {_x(raw['budget_usd'])} USD before any factor (mode {raw['mode']})."
+        because = (
+            f"equity {_x(raw['equity_usd'])} x {raw['base_risk_pct']} x (1 - stress {stress:.4g}), within its bounds",
+            f"stress of heat {_x(raw['portfolio_heat'])}, clusters {_x(raw['cluster_stress'])}, "
+            f"volatility class {_x(raw['vol_regime'])}",
+        )
+        return Explanation("budget", says, _age(raw, now, "timestamp"), because, (), flips(budget_knobs(raw)), raw)
+    except (KeyError, ValueError) as error:
+        return _foreign("budget", raw, error, _age(raw, now, "timestamp"))
+
+
+def _foreign(service: str, record: Fields, error: Exception, age: int | None) -> Explanation:
+    return Explanation(
+        service, f"There is a record, but not one that this version can explain: {error}.", age, (), (), (), record
+    )
+
+
+def attribution(store: Store, symbol: str, now: float) -> Explanation:
+    """The last attribution record."""
+    r = _last(store, LIVE.stream("alpha.attribution"), symbol)
+    if r is None:
+        return Explanation("attribution", "There is none on record.")
+    try:
+        because = [
+            f"performance {_x(r['performance_factor'])} of alpha score {_x(r['alpha_score'])} "
+            f"over {r['window']} executions with a PnL",
+            f"the last execution was {r['lkg_age_s']} s before: source {r['source']}, confidence {_x(r['confidence'])}",
+        ]
+        for name in ("regime", "cluster", "signal", "time"):
+            parts = json.loads(r[f"{name}_contrib"])
+            because.append(f"by {name}: " + ", ".join(f"{k} {v:+.2f}" for k, v in parts.items()))
+        pf = float(r["performance_factor"])
+        word = "has paid" if pf > 0.5 else "has cost" if pf < 0.5 else "has neither paid nor cost"
+        says = f"Its capital {word}: performance {pf:.4g}, 0.5 is neutral (mode {r['mode']})."
+        return Explanation("attribution", says, _age(r, now), tuple(because), (), flips(attribution_knobs(r)), r)
+    except (KeyError, ValueError) as error:
+        return _foreign("attribution", r, error, _age(r, now))
+
+
+def _cycle_of(store: Store, symbol: str) -> tuple[Fields | None, list[Fields]]:
+    """The symbol's last decision, and the others of its cycle."""
+    mine: Fields | None = None
+    others: list[Fields] = []
+    for f in _backwards(store, LIVE.stream("allocation.decision")):
+        if mine is None and others and f.get("cycle_id") != others[-1].get("cycle_id"):
+            others = []
+        if mine is not None and f.get("cycle_id") != mine.get("cycle_id"):
+            break
+        if mine is None and f.get("symbol") == symbol:
+            mine = f
+        else:
+            others.append(f)
+    if mine is None:
+        return None, []
+    return mine, [o for o in others if o.get("cycle_id") == mine.get("cycle_id") and o.get("symbol") != symbol]
+
+
+def allocation(store: Store, symbol: str, now: float) -> Explanation:
+    """The last allocation decision, with its cycle."""
+    r, others = _cycle_of(store, symbol)
+    newest = next(_backwards(store, LIVE.stream("allocation.cycle")), None)
+    skipped = _skipped(newest, symbol)
+    if newest is not None and skipped and (r is None or r.get("cycle_id") != newest.get("cycle_id")):
+        return Explanation("allocation", f"It has no target: {skipped}.", _age(newest, now), (), (), (), newest)
+    if r is None:
+        return Explanation("allocation", "There is no decision on record.")
+    cycles = _backwards(store, LIVE.stream("allocation.cycle"))
+    top = next((c for c in cycles if c.get("cycle_id") == r.get("cycle_id")), None)
+    if top is None:
+        return Explanation(
+            "allocation", f"It may hold {_x(r['target_usd'])} USD; its cycle's record is gone.", record=r
+        )
+    try:
+        of = allocated(top, r, others)
+        at = of.shared.now
+        product = " x ".join(
+            f"{name} {_x(r[key])}"
+            for name, key in (
+                ("regime", "regime_factor"), ("cluster", "cluster_factor"), ("drawdown", "drawdown_factor"),
+                ("performance", "performance_factor"), ("proposal", "proposed_factor"),
+            )
+            if key in r
+        )  # fmt: skip
+        because = [f"budget {_x(r['base_usd'])} USD x {product} = {_x(r['uncapped_usd'])} USD"]
+        because.append(_caps(r, top))
+        if not of.is_complete:
+            because.append("records of others of its group are gone: what would turn the cluster cap cannot be told")
+        why = f"regime {r['regime']}, drawdown zone {r['drawdown_zone']}, confidence {_x(r['confidence'])}"
+        because.append(why)
+        regime = top["regime"] + (f" {_x(top['regime_confidence'])}" if top["regime_confidence"] else "")
+        performance = r["attribution_factor"] and f"{_x(r['attribution_factor'])}, confidence " + (
+            _x(r["attribution_confidence"]) if r["attribution_confidence"] else "not told"
+        )
+        inputs = [
+            _input(
+                "portfolio",
+                f"{_x(top['equity_usd'])} USD, drawdown {top['drawdown'] or 'unknown'}",
+                top,
+                "portfolio",
+                at,
+            ),
+            _input("regime", regime, top, "regime", at),
+            _input("budget", f"{_x(r['base_usd'])} USD", r, "budget", at),
+            _input(f"stress of cluster {r['cluster_id']}", r["stress"] and _x(r["stress"]), r, "stress", at),
+            _input("performance", performance, r, "attribution", at, r.get("attribution_lane", "live")),
+        ]
+        if "proposal_state" in r:
+            told = r["proposal_multiplier"] and f"{_x(r['proposal_multiplier'])}, reason {r['proposal_reason']}"
+            inputs.append(_input("proposal", told, r, "proposal", at, r["proposal_lane"]))
+        says = f"It may hold {_x(r['target_usd'])} USD (mode {r['mode']})."
+        turns = flips(allocation_knobs(of))
+        return Explanation("allocation", says, _age(top, now), tuple(because), tuple(inputs), turns, r)
+    except (KeyError, ValueError) as error:
+        return _foreign("allocation", r, error, _age(top, now))
+
+
+def _skipped(cycle: Fields | None, symbol: str) -> str:
+    try:
+        found = json.loads(cycle["skipped"]).get(symbol, "") if cycle is not None else ""
+    except (KeyError, ValueError, AttributeError):
+        return ""
+    return str(found)
+
+
+def _caps(r: Fields, top: Fields) -> str:
+    group = json.loads(top["group_sums_usd"]).get(r["cluster_id"])
+    told = {
+        "none": "no cap binds",
+        "symbol": f"the symbol cap binds: {_x(r['symbol_cap_usd'])} USD",
+        "cluster": f"the cluster cap binds: its group {r['cluster_id']} is scaled by {float(r['cluster_ratio']):.6g}",
+        "symbol+cluster": f"both caps bind: {_x(r['symbol_cap_usd'])} USD, then x {float(r['cluster_ratio']):.6g}",
+    }.get(r["bound"], r["bound"])
+    if group is not None:
+        told += f"; symbol cap {_x(r['symbol_cap_usd'])} USD, group {r['cluster_id']} sums to {_x(repr(group))} USD"
+    return told
+
+
+def efficiency(store: Store, symbol: str, now: float, stream: str) -> Explanation:
+    """The last efficiency record."""
+    r = _last(store, stream, symbol)
+    if r is None:
+        return Explanation("efficiency", "There is none on record.")
+    try:
+        at = float(r["now"])
+        target = f"{_x(r['p29_target_usd'])} USD" if r["p29_target_usd"] else "never seen"
+        because = (
+            f"score {_x(r['efficiency_score'])} = performance {_x(r['p30_perf'])} over 1 + penalties of volatility "
+            f"{_x(r['volatility_ewma'])} USD and losses {_x(r['dd_proxy'])} USD a target {target}, "
+            f"hold {_x(r['hold_time_penalty'])}",
+            f"average {_x(r['efficiency_ewma'])}, confidence {_x(r['confidence'])}, "
+            f"weight {_x(r['reallocation_weight'])}, flags {r['stale_flags'] or 'none'}",
+        )
+        performance = r["attribution_factor"] and f"{_x(r['attribution_factor'])}"
+        sure = r["attribution_confidence"] and f", confidence {_x(r['attribution_confidence'])}"
+        wanted = r["target_usd"] and f"{_x(r['target_usd'])} USD, confidence {_x(r['target_confidence'])}"
+        inputs = (
+            _input("performance", performance + sure, r, "attribution", at, r["attribution_lane"]),
+            _input("target", wanted, r, "target", at, r["target_lane"]),
+        )
+        says = f"Capital pressure {r['capital_pressure']} at score {_x(r['efficiency_score'])} (mode {r['mode']})."
+        return Explanation("efficiency", says, _age(r, now), because, inputs, flips(efficiency_knobs(r)), r)
+    except (KeyError, ValueError) as error:
+        return _foreign("efficiency", r, error, _age(r, now))
+
+
+def proposal(store: Store, symbol: str, now: float, stream: str) -> Explanation:
+    """The last proposal record."""
+    r = _last(store, stream, symbol)
+    if r is None:
+        return Explanation("proposer", "There is no proposal on record.")
+    try:
+        at = float(r["now"])
+        why = {
+            "ok": "the efficiency counts",
+            "missing_eff": "there is no efficiency",
+            "redis_error": "the efficiency cannot be read",
+            "stale_eff": "the efficiency is too old, or from the future",
+            "low_conf": "the efficiency is not certain enough",
+        }.get(r["reason"], r["reason"])
+        because = (f"{_x(r['base_target'])} USD x {r['multiplier']}: {r['reason']}, {why}",)
+        value = r["eff_score"] and f"score {_x(r['eff_score'])}, confidence {_x(r['eff_confidence'])}"
+        inputs = (
+            _input("base target", f"{_x(r['base_target'])} USD", r, "base", at, r["base_lane"]),
+            _input("efficiency", value, r, "eff", at, r["eff_lane"]),
+        )
+        says = f"It would hold {_x(r['proposed_target'])} USD if efficiency counted (always shadow)."
+        return Explanation("proposer", says, _age(r, now), because, inputs, flips(proposal_knobs(r)), r)
+    except (KeyError, ValueError) as error:
+        return _foreign("proposer", r, error, _age(r, now))
+
+
+def gather(settings: Settings, store: Store, symbol: str, now: float) -> list[Explanation]:
+    """The last decision of each service for a symbol.
+
+    Args:
+        settings: of efficiency and proposer, for the names of their streams.
+        store: where to look.
+        symbol: the symbol.
+        now: unix seconds.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    return [
+        budget(store, symbol, now),
+        attribution(store, symbol, now),
+        allocation(store, symbol, now),
+        efficiency(store, symbol, now, settings.of(EfficiencyOptions).efficiency_stream),
+        proposal(store, symbol, now, settings.of(ProposerOptions).propose_stream),
+    ]
+
+
+def exact(value: float, unit: str) -> str:
+    """A value with all its digits: a rounded one would not turn anything.
+
+    >>> exact(0.15, ""), exact(61.0, "s"), exact(-3.5, "USD")
+    ('0.15', '61 s', '-3.5 USD')
+    """
+    text = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    return f"{text} {unit}".rstrip()
+
+
+def ago(age_s: int) -> str:
+    """An age as people read it.
+
+    >>> ago(3), ago(-2), ago(864_000)
+    ('3 s ago', '2 s ahead', '10 days ago')
+    """
+    if age_s < 0:
+        return f"{-age_s:,} s ahead"
+    return f"{age_s:,} s ago" if age_s < 2 * 86_400 else f"{age_s // 86_400:,} days ago"
+
+
+def flip_rows(turns: Sequence[Flip]) -> list[dict[str, Any]]:
+    """Turns as rows for people."""
+    return [
+        {
+            "if only": f.input,
+            "were": f"{exact(f.value, f.unit)} -> {exact(f.at, f.unit)}",
+            "then": f"{f.outcome} {f.before} -> {f.after}",
+        }
+        for f in turns
+    ]
+
+
+def text(symbol: str, found: Sequence[Explanation]) -> str:
+    """Everything for people.
+
+    Args:
+        symbol: the symbol.
+        found: one explanation a service.
+    """
+    parts = [symbol]
+    for e in found:
+        age = "" if e.age_s is None else f", {ago(e.age_s)}"
+        lines = [f"{e.service}{age}: {e.says}", *(f"  {line}" for line in e.because)]
+        for rows in (e.inputs, flip_rows(e.flips)):
+            if rows:
+                lines += ["", *(f"  {line}" for line in table(rows).splitlines())]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

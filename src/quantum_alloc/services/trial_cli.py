@@ -1,0 +1,202 @@
+"""The commands for looking closely and for trying things out: ``explain``, ``diff-lanes``, ``inject``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from quantum_alloc.adapters import codec
+from quantum_alloc.adapters.clock import WallClock
+from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
+from quantum_alloc.services import app, explain, inject, lanes, show
+from quantum_alloc.services.options import Settings, load
+
+DONE, USAGE = 0, 2
+HASHED = ("attribution", "efficiency")
+MOST_ENTRIES = 10_000
+
+
+def symbol(text: str) -> str:
+    """One symbol."""
+    name = codec.symbol(text.encode("utf-8", "replace"))
+    if name is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a symbol: 2 to 30 capital letters or digits")
+    return name
+
+
+def word(text: str) -> str:
+    """A plain word."""
+    found = codec.word(text.encode("utf-8", "replace"))
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain word: 1 to 64 letters, digits, '_', '.', '-'")
+    return found
+
+
+def amount(text: str) -> float:
+    """A finite number."""
+    value = codec.number(text.encode("utf-8", "replace"))
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    value = codec.number(text.encode("utf-8", "replace"), 0.0, 1.0)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def epoch(text: str) -> float:
+    """A time."""
+    seconds = codec.unix_seconds(text.encode("utf-8", "replace"))
+    if seconds is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give unix seconds or ISO-8601")
+    return seconds
+
+
+def count(text: str) -> int:
+    """How many entries."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:9]) <= MOST_ENTRIES and len(text) < 9):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {MOST_ENTRIES:,}")
+    return int(text)
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
+def add_parsers(commands: Any) -> None:
+    """Add the commands.
+
+    Args:
+        commands: the subparsers of ``quantum-alloc``.
+    """
+    why = commands.add_parser("explain", help="the last decision of each service for a symbol, and what would turn it")
+    why.add_argument("symbol", type=symbol, metavar="SYMBOL")
+    _format(why)
+    why.set_defaults(handler=_explain)
+
+    both = commands.add_parser("diff-lanes", help="what stands in the live lane and in the shadow lane, per symbol")
+    _format(both)
+    both.set_defaults(handler=_diff_lanes)
+
+    put = commands.add_parser("inject", help="write a well-formed sample entry, for trying things out")
+    kinds = put.add_subparsers(dest="kind", required=True, metavar="KIND")
+    _inject_parsers(kinds)
+
+
+def _inject_parsers(kinds: Any) -> None:
+    def kind(name: str, help: str, *, of_symbol: bool = True) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = kinds.add_parser(name, help=help)
+        if of_symbol:
+            parser.add_argument("symbol", type=symbol, metavar="SYMBOL")
+        parser.add_argument("--lane", choices=("live", "shadow"), default="live", help="where (live)")
+        parser.add_argument("--ts", type=epoch, metavar="TIME", help="its time, unix seconds or ISO-8601 (now)")
+        parser.set_defaults(handler=_inject)
+        return parser
+
+    done = kind("execution", "an execution")
+    done.add_argument("--pnl", type=amount, metavar="USD", help="realised PnL; none for an open")
+    done.add_argument("--qty", type=amount, default=1.0, metavar="Q", help="filled quantity (1)")
+    for name in ("plan-id", "regime", "cluster", "signal"):
+        done.add_argument(f"--{name}", type=word, metavar="WORD")
+    done.add_argument("--nested", action="store_true", help="as one JSON object in the field payload")
+    done.add_argument("--count", type=count, default=1, metavar="N", help="how many times (1)")
+
+    attributed = kind("attribution", "a symbol's attribution")
+    attributed.add_argument("--performance", type=share, default=0.5, metavar="X", help="0 to 1, 0.5 neutral (0.5)")
+    attributed.add_argument("--confidence", type=share, default=1.0, metavar="X", help="0 to 1 (1)")
+
+    efficient = kind("efficiency", "a symbol's efficiency")
+    efficient.add_argument("--score", type=share, default=0.5, metavar="X", help="0 to 1 (0.5)")
+    efficient.add_argument("--confidence", type=share, default=1.0, metavar="X", help="0 to 1 (1)")
+
+    market = kind("regime", "a market regime", of_symbol=False)
+    market.add_argument("name", type=word, metavar="NAME", help="TREND, MEAN_REVERSION, CHOP, NEUTRAL or another word")
+    market.add_argument("--confidence", type=share, default=0.8, metavar="X", help="0 to 1 (0.8)")
+
+    planned = kind("plan", "a plan, as a strategy proposes it")
+    planned.add_argument("--plan-id", type=word, metavar="ID", help="(made from its content)")
+    planned.add_argument("--action", type=word, default="ENTRY_PROPOSED", metavar="WORD", help="(ENTRY_PROPOSED)")
+    planned.add_argument("--decision", type=word, default="EXECUTE", metavar="WORD", help="(EXECUTE)")
+    planned.add_argument("--side", choices=("BUY", "SELL", "LONG", "SHORT"), default="BUY", help="(BUY)")
+    planned.add_argument("--qty", type=amount, default=1.0, metavar="Q", help="(1)")
+    planned.add_argument("--price", type=amount, metavar="USD")
+    planned.add_argument("--kill-score", type=share, default=0.1, metavar="X", help="0 to 1 (0.1)")
+    planned.add_argument("--reduce-only", action="store_true")
+
+
+def _settings(environ: Mapping[str, str]) -> Settings:
+    return load(list(app.SERVICES), environ, together=False)
+
+
+def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = _settings(environ)
+    store = app.open_store(settings)
+    try:
+        found = explain.gather(settings, store, args.symbol, WallClock().now())
+    finally:
+        store.close()
+    if args.format == "json":
+        print(show.as_json({"symbol": args.symbol, "decisions": [e.to_dict() for e in found]}))
+    else:
+        print(explain.text(args.symbol, found))
+    return DONE
+
+
+def _diff_lanes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = _settings(environ)
+    store, now = app.open_store(settings), WallClock().now()
+    try:
+        names = lanes.symbols(store, settings.common.symbols, settings.common.max_symbols, now)
+        rows = lanes.rows(store, names, now)
+    finally:
+        store.close()
+    if args.format == "json":
+        print(show.as_json(rows))
+    else:
+        print(show.table(rows) if rows else "Neither lane holds a target, an attribution, an efficiency or a proposal.")
+    return DONE
+
+
+def _effects(args: argparse.Namespace, where: inject.Where) -> list[Effect]:
+    if args.kind == "execution":
+        given = {"plan_id": args.plan_id, "regime": args.regime, "cluster": args.cluster, "signal": args.signal}
+        labels = {name: text for name, text in given.items() if text is not None}
+        one = inject.execution(where, args.symbol, args.pnl, args.qty, labels, nested=args.nested)
+        return [one] * args.count
+    if args.kind == "attribution":
+        return [inject.attribution(where, args.symbol, args.performance, args.confidence)]
+    if args.kind == "efficiency":
+        return [inject.efficiency(where, args.symbol, args.score, args.confidence)]
+    if args.kind == "regime":
+        return [inject.regime(where, args.name, args.confidence)]
+    return [inject.plan(where, inject.plan_fields(args.symbol, where.now, vars(args)))]
+
+
+def _inject(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    if args.lane == "shadow" and args.kind not in HASHED:
+        text = f"{args.kind} entries exist in the live lane alone: --lane shadow is for {' and '.join(HASHED)}"
+        print(f"quantum-alloc: {text}", file=sys.stderr)
+        return USAGE
+    settings = _settings(environ)
+    where = inject.Where(settings, WallClock().now() if args.ts is None else args.ts, args.lane == "shadow")
+    effects = _effects(args, where)
+    store = app.open_store(settings)
+    try:
+        refused = store.apply([tuple(effects)])
+    finally:
+        store.close()
+    for key, failure in refused:
+        print(f"quantum-alloc: the server refuses to write {key}: {failure.message}", file=sys.stderr)
+    if refused:
+        return USAGE
+    first = effects[0]
+    if isinstance(first, (HashSet, StreamAdd)):
+        times = f" x {len(effects)}" if len(effects) > 1 else ""
+        print(f"{first.key}{times}", *(f"  {name}={text}" for name, text in first.fields.items()), sep="\n")
+    return DONE
