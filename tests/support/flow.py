@@ -23,13 +23,20 @@ PROPOSALS = "quantum:stream:allocation.target.proposed"
 AnyLoop = Loop[Any, Any, Any]
 
 
-def attribution_loop(store: Store, clock: SetClock, limit: int | None = 2000, most: int = 10_000, **to: Any) -> AnyLoop:
+def attribution_loop(
+    store: Store,
+    clock: SetClock,
+    limit: int | None = 2000,
+    most: int = 10_000,
+    symbols: tuple[str, ...] = (),
+    **to: Any,
+) -> AnyLoop:
     """The attribution service."""
     metrics = Metrics("attribution")
     cycle = attribution.build(
         store,
         metrics,
-        attribution.universe_of(),
+        attribution.universe_of(fixed=symbols),
         attribution.follower_of(EXECUTIONS, limit),
         AttributionParams(),
         Target(**to),
@@ -40,14 +47,20 @@ def attribution_loop(store: Store, clock: SetClock, limit: int | None = 2000, mo
 
 
 def efficiency_loop(
-    store: Store, clock: SetClock, limit: int | None = 2000, most: int = 10_000, lane: bool = False, **to: Any
+    store: Store,
+    clock: SetClock,
+    limit: int | None = 2000,
+    most: int = 10_000,
+    lane: bool = False,
+    symbols: tuple[str, ...] = (),
+    **to: Any,
 ) -> AnyLoop:
-    """The efficiency service."""
+    """The efficiency service; with a list of symbols it needs no scan to find them."""
     metrics = Metrics("efficiency")
     cycle = efficiency.build(
         store,
         metrics,
-        efficiency.universe_of(shadow_lane=lane),
+        efficiency.universe_of(fixed=symbols, shadow_lane=lane),
         efficiency.follower_of(EXECUTIONS, limit),
         EfficiencyParams(),
         Target(shadow=ShadowKeys() if lane else None, **to),

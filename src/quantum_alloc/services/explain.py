@@ -138,9 +138,8 @@ def budget(store: Store, symbol: str, now: float) -> Explanation:
 
 
 def _foreign(service: str, record: Fields, error: Exception, age: int | None) -> Explanation:
-    return Explanation(
-        service, f"There is a record, but not one that this version can explain: {error}.", age, (), (), (), record
-    )
+    why = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
+    return Explanation(service, f"The record is not one that this version can explain: {why}.", age, record=record)
 
 
 def attribution(store: Store, symbol: str, now: float) -> Explanation:
@@ -195,9 +194,8 @@ def allocation(store: Store, symbol: str, now: float) -> Explanation:
     cycles = _backwards(store, LIVE.stream("allocation.cycle"))
     top = next((c for c in cycles if c.get("cycle_id") == r.get("cycle_id")), None)
     if top is None:
-        return Explanation(
-            "allocation", f"It may hold {_x(r['target_usd'])} USD; its cycle's record is gone.", record=r
-        )
+        says = f"It may hold {r.get('target_usd', 'an unknown amount of')} USD; the record of its cycle is gone."
+        return Explanation("allocation", says, record=r)
     try:
         of = allocated(top, r, others)
         at = of.shared.now

@@ -56,7 +56,7 @@ class Follower(Generic[S]):
         Raises:
             StoreError: the store did not answer.
         """
-        size = store.read([("WATCH", self.key), ("HLEN", self.key)])[1]
+        size = store.read([("UNWATCH",), ("WATCH", self.key), ("HLEN", self.key)])[2]
         too_large = isinstance(size, int) and size > state.FIELDS_LIMIT
         saved = state.decode(size, [] if too_large else store.read([("HGETALL", self.key)])[0], self.of_text)
         if saved.refused:

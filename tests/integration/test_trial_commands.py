@@ -1,0 +1,259 @@
+"""explain and inject, as a person uses them; and the chain that they look at, alive on real candles."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+import redis
+
+import quantum_alloc.core as qa
+from quantum_alloc.adapters.embedded import EmbeddedServer
+from quantum_alloc.adapters.keys import LIVE, ShadowKeys
+from quantum_alloc.adapters.simulator import DEFAULT_SYMBOLS
+from quantum_alloc.services import demo
+from quantum_alloc.services.cli import main
+from quantum_alloc.services.demo import Plan, Progress
+from tests.integration.test_demo import ELEVEN
+from tests.support.flow import EXECUTIONS, PERFORMANCE, SCORES, newest, run
+from tests.support.worlds import Client
+
+REAL = tuple(ELEVEN.split(","))
+S = "BTCUSDT"
+
+
+def call(capsys: pytest.CaptureFixture[str], environ: Mapping[str, str], *argv: str) -> tuple[int, str, str]:
+    """Exit code, output, errors."""
+    try:
+        code = main(list(argv), environ)
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture
+def environ(client: Client, any_server: EmbeddedServer) -> dict[str, str]:
+    """An empty server in the environment."""
+    return {"REDIS_URL": any_server.url, "LOG_LEVEL": "ERROR"}
+
+
+def test_injected_entries_are_well_formed(
+    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every kind is taken by the service that reads it, as another program's would be."""
+    now = int(time.time())
+
+    def inject(*argv: str) -> None:
+        code, out, err = call(capsys, environ, "inject", *argv)
+        assert (code, err) == (0, ""), err
+        assert "origin" in out
+
+    inject("execution", S, "--pnl", "-12.5", "--regime", "TREND", "--signal", "s1", "--count", "3")
+    inject("execution", S, "--pnl", "4", "--nested", "--cluster", "C1")
+    inject("execution", "ETHUSDT")
+    inject("regime", "TREND")
+    inject("attribution", S, "--performance", "0.8", "--confidence", "0.9")
+    inject("efficiency", S, "--score", "0.9", "--confidence", "0.7", "--lane", "shadow")
+    inject("plan", S, "--action", "ENTRY_PROPOSED", "--qty", "0.5", "--price", "90000", "--kill-score", "0.2")
+    assert client.xlen(EXECUTIONS) == 5
+    assert client.hget(ShadowKeys().efficiency(S), "lane") == "shadow"
+    run(any_server.url, "attribution", "efficiency", now=float(now) + 1, SHADOW_LANE="1")
+    assert client.xlen("quantum:stream:execution.deadletter") == 0
+    paid = json.loads(client.hget("quantum:p30:state", S))["window"]
+    assert paid["pnl_usd"] == [-12.5, -12.5, -12.5, 4.0]
+    assert set(paid["names"]) == {"TREND", "UNKNOWN", "s1", "C1"}
+    assert newest(client, SCORES)[S]["p30_perf"] == "0.8"
+    client.hset("quantum:state:portfolio", mapping={"equity_usd": 1e5, "drawdown": 0, "timestamp": now})
+    client.hset(LIVE.budget(S), mapping={"budget_usd": 1000, "timestamp": now})
+    run(any_server.url, "allocation", now=float(now) + 1)
+    made = newest(client, "quantum:stream:allocation.decision")[S]
+    assert (made["regime"], made["attribution_factor"], made["attribution_confidence"]) == ("TREND", "0.8", "0.9")
+    ((_, plan),) = client.xrange("quantum:stream:apply.plan")
+    wanted = {"symbol": S, "action": "ENTRY_PROPOSED", "decision": "EXECUTE", "side": "BUY", "qty": "0.5"}
+    assert wanted.items() <= plan.items()
+    assert {"plan_id", "timestamp", "ts", "kill_score", "price"} <= plan.keys()
+    assert 0 < client.ttl(LIVE.attribution(S)) <= 300
+    assert 0 < client.ttl(ShadowKeys().efficiency(S)) <= 600
+
+
+def test_inject_writes_where_it_is_told(
+    client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stream names and lives come from the settings, the time from --ts."""
+    own = {**environ, "EXECUTION_STREAM": "fills", "STREAM_PLANS": "quantum:stream:plans", "ATTRIBUTION_TTL_SEC": "50"}
+    assert call(capsys, own, "inject", "execution", S, "--ts", "1769577450.5")[0] == 0
+    assert call(capsys, own, "inject", "plan", S, "--plan-id", "p1", "--reduce-only", "--ts", "5")[0] == 0
+    assert call(capsys, own, "inject", "attribution", S)[0] == 0
+    assert client.xrange("fills")[0][1]["timestamp"] == "1769577450"
+    plan = client.xrange("quantum:stream:plans")[0][1]
+    assert (plan["plan_id"], plan["reduceOnly"], plan["ts"]) == ("p1", "true", "5")
+    assert 0 < client.ttl(LIVE.attribution(S)) <= 50
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("execution", "btc"), "is not a symbol"),
+        (("execution", S, "--pnl", "NaN"), "is not a number"),
+        (("execution", S, "--count", "0"), "whole number from 1"),
+        (("execution", S, "--lane", "shadow"), "--lane shadow is for attribution and efficiency"),
+        (("regime", "no word"), "is not a plain word"),
+        (("efficiency", S, "--score", "1.1"), "from 0 to 1"),
+        (("attribution", S, "--ts", "soon"), "is not a time"),
+        (("plan", S, "--side", "UP"), "invalid choice"),
+        ((), "required"),
+        (("permit",), "invalid choice"),
+    ],
+)
+def test_mistakes_in_inject_write_nothing(
+    argv: tuple[str, ...], said: str, client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, one sentence, and an empty server."""
+    code, out, err = call(capsys, environ, "inject", *argv)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert client.dbsize() == 0
+
+
+def test_inject_tells_when_the_server_refuses(
+    client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A key of another type: the server's refusal, and exit code 2; no server: 69."""
+    client.set("quantum:stream:regime.state", "x")
+    code, _, err = call(capsys, environ, "inject", "regime", "TREND")
+    assert code == 2
+    assert "quantum:stream:regime.state" in err
+    for argv in (("inject", "regime", "TREND"), ("explain", S), ("diff-lanes",)):
+        code, out, err = call(capsys, {"REDIS_PORT": "1"}, *argv)
+        assert (code, out) == (69, "")
+        assert "cannot be reached" in err
+
+
+def test_explain_of_nothing_says_so(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """No record of any service: five sentences."""
+    code, out, err = call(capsys, environ, "explain", S)
+    assert (code, err) == (0, "")
+    assert out.count("There is no") == 5
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The demo's whole chain over 400 simulated bars, with a regime of confidence 0.8 injected before each."""
+    with EmbeddedServer() as server:
+        client: Any = redis.Redis.from_url(server.url, protocol=2, decode_responses=True)
+
+        def inject(progress: Progress) -> None:
+            client.xadd("quantum:stream:regime.state", {"regime": "TREND", "confidence": "0.8", "ts": progress.now})
+
+        outcome = demo.drive(Plan(bars=400, symbols=DEFAULT_SYMBOLS[:4]), {}, server, Event(), inject)
+        yield server, client, outcome
+        client.close()
+
+
+def test_explain_tells_each_services_last_decision(chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Inputs with age and lane, each factor, what bound, and what would turn it, for all five."""
+    server, client, _ = chain
+    environ = {"REDIS_URL": server.url}
+    code, out, _ = call(capsys, environ, "explain", "BNBUSDT", "--format", "json")
+    assert code == 0
+    found = {d["service"]: d for d in json.loads(out)["decisions"]}
+    assert list(found) == ["budget", "attribution", "allocation", "efficiency", "proposer"]
+    assert all(d["would_change"] for d in found.values())
+    last = newest(client, "quantum:stream:allocation.decision")["BNBUSDT"]
+    assert found["allocation"]["record"] == last
+    inputs = {i["input"]: i for i in found["allocation"]["inputs"]}
+    assert (inputs["regime"]["state"], inputs["regime"]["lane"]) == ("ok", "live")
+    assert inputs["regime"]["age_s"] == 60
+    efficiency = {i["input"]: i["lane"] for i in found["proposer"]["inputs"]}
+    assert efficiency == {"base target": "live", "efficiency": "shadow"}
+    outcomes = {f["outcome"] for f in found["allocation"]["would_change"]}
+    assert {"the symbol cap", "the drawdown zone is"} <= outcomes
+    code, out, _ = call(capsys, environ, "explain", "BNBUSDT")
+    assert code == 0
+    for words in ("It may hold", "x regime 1.2 x", "Capital pressure", "if efficiency counted", "if only", "age of"):
+        assert words in out
+    assert call(capsys, environ, "explain", "nonsense")[0] == 2
+
+
+def test_explain_of_foreign_records_says_so(
+    client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Records of other versions and of other programs are not explained wrongly, and nothing breaks."""
+    for stream in ("allocation.decision", "alpha.attribution", "capital.efficiency.decision"):
+        client.xadd(f"quantum:stream:{stream}", {"symbol": S, "rules": "p99", "cycle_id": "c1", "now": "5"})
+    client.xadd("quantum:stream:allocation.target.proposed", {"symbol": S, "reason": "ok"})
+    client.hset(LIVE.budget(S), mapping={"budget_usd": "5", "timestamp": "5"})
+    code, out, err = call(capsys, environ, "explain", S)
+    assert (code, err) == (0, "")
+    assert out.count("not one that this version can explain") == 4
+    assert "the record of its cycle is gone" in out
+    client.xadd("quantum:stream:allocation.cycle", {"cycle_id": "c1", "skipped": "{"})
+    assert "not one that this version can explain" in call(capsys, environ, "explain", S)[1]
+
+
+def test_explain_of_a_skipped_symbol(
+    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A symbol that the last cycle left out: why."""
+    now = int(time.time())
+    client.hset("quantum:state:portfolio", mapping={"equity_usd": 1e5, "drawdown": 0, "timestamp": now})
+    client.hset(LIVE.budget(S), mapping={"budget_usd": "NaN", "timestamp": now})
+    run(any_server.url, "allocation", now=float(now))
+    assert "It has no target: budget_malformed." in call(capsys, environ, "explain", S)[1]
+
+
+def test_explain_finds_a_decision_among_many(
+    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A symbol that went away 1,500 entries ago is still explained, with the group of its own cycle."""
+    now = int(time.time())
+    client.hset("quantum:state:portfolio", mapping={"equity_usd": 1e5, "drawdown": 0, "timestamp": now})
+    for s in ("AAUSDT", S, "CCUSDT"):
+        client.hset(LIVE.budget(s), mapping={"budget_usd": "900", "timestamp": now})
+    run(any_server.url, "allocation", now=float(now))
+    client.delete(LIVE.budget(S))
+    client.srem("quantum:universe", S)
+    pipe = client.pipeline(transaction=False)
+    for i in range(1500):
+        pipe.xadd("quantum:stream:allocation.decision", {"symbol": "AAUSDT", "cycle_id": f"c{i // 3}"})
+    pipe.execute()
+    found = json.loads(call(capsys, environ, "explain", S, "--format", "json")[1])["decisions"][2]
+    assert found["record"]["target_usd"] == "900.0"
+    told = {f["outcome"]: f for f in found["would_change"] if f["input"] == "equity_usd"}
+    assert told["the cluster cap"]["at"] == pytest.approx(4500.0)
+
+
+def test_the_chain_is_alive_on_real_candles(shared: Path) -> None:
+    """Real candles, the paper book's own executions, and a regime of confidence 0.8: confidence passes 0.65 for every
+    active symbol, proposals with reason ok appear and move targets both from the score and not from nothing; every
+    record of the run makes its decision again."""
+    path = shared / "data" / "klines_1m_2025-12-13_18.csv.gz"
+    with EmbeddedServer() as server:
+        client: Any = redis.Redis.from_url(server.url, protocol=2, decode_responses=True)
+
+        def inject(progress: Progress) -> None:
+            client.xadd("quantum:stream:regime.state", {"regime": "TREND", "confidence": "0.8", "ts": progress.now})
+
+        plan = Plan(candles=(str(path),), symbols=REAL, bars=500)
+        outcome = demo.drive(plan, {"P30_MODE": "shadow", "P29_MODE": "shadow"}, server, Event(), inject)
+        assert outcome.executions["applied"] > 300
+        scores, proposals = newest(client, SCORES), newest(client, "quantum:stream:allocation.target.proposed")
+        assert scores.keys() == proposals.keys() == set(REAL)
+        assert all(float(f["confidence"]) >= 0.65 and f["lane"] == "shadow" for f in scores.values())
+        assert Counter(f["reason"] for f in proposals.values()) == {"ok": 11}
+        assert outcome.proposals["ok"] > 1500
+        assert len({f["multiplier"] for f in proposals.values()}) > 5
+        assert all(float(f["proposed_target"]) != float(f["base_target"]) for f in proposals.values())
+        assert client.exists(*(LIVE.target(s) for s in REAL), *(LIVE.efficiency(s) for s in REAL)) == 0
+        for stream in (PERFORMANCE, SCORES, "quantum:stream:allocation.target.proposed"):
+            records = [f for _, f in client.xrange(stream)]
+            assert len(records) > 4000
+            assert all(qa.differences(f) == {} for f in records[::7])
+        client.close()
