@@ -168,6 +168,32 @@ def test_an_exempt_symbol_has_no_cluster_cap() -> None:
     assert {f.outcome for f in holds(allocation_knobs(of))} >= {"the symbol cap", "the drawdown zone is"}
 
 
+def test_what_an_allocation_without_drawdown_hangs_on() -> None:
+    """An unknown drawdown is no knob: the zone is HIGH whatever it was."""
+    world = World(1769577495).put("quantum:state:portfolio", equity_usd=1e5, drawdown="x", timestamp=1769577495)
+    result = memory(world.put("quantum:portfolio:budget:AAUSDT", budget_usd=15_000, timestamp=1769577495))
+    knobs = allocation_knobs(allocated(result.cycle, result.decisions["AAUSDT"], []))
+    assert {k.input for k in knobs} == {"budget_usd", "equity_usd", "age of portfolio", "age of budget"}
+    holds(knobs)
+
+
+def test_records_that_contradict_themselves_are_refused() -> None:
+    """A record without portfolio, with a budget or a base target that gave no decision: ValueError."""
+    world = World(1769577495).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.0, timestamp=1769577495)
+    result = memory(world.put("quantum:portfolio:budget:AAUSDT", budget_usd=15_000, timestamp=1769577495))
+    mine = result.decisions["AAUSDT"]
+    without = {**result.cycle, "equity_usd": "", "portfolio_state": "missing"}
+    with pytest.raises(ValueError, match="no portfolio"):
+        allocation_knobs(allocated(without, mine, []))
+    with pytest.raises(ValueError, match="budget cannot be used"):
+        flips(allocation_knobs(allocated(result.cycle, {**mine, "base_usd": "-5"}, [])))
+    made = qa.propose(qa.ProposalInputs(S, NOW, qa.fresh(5.0, NOW), qa.fresh(qa.Efficiency(0.9, 0.9), NOW)))
+    assert isinstance(made, qa.ProposalDecision)
+    record = {**qa.proposal_fields(made, qa.ProposalParams()), "base_state": "stale"}
+    with pytest.raises(ValueError, match="base target cannot be used"):
+        flips(proposal_knobs(record))
+
+
 # --- the others: through their records -------------------------------------------------------------------------------
 
 

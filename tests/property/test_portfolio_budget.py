@@ -233,3 +233,14 @@ def test_budgets_stay_numbers_for_an_equity_next_to_nothing(e: float, alpha: flo
 def test_returns_between_extreme_prices_are_finite() -> None:
     """A return stays finite where the ratio of two prices is no float."""
     assert math.isfinite(Tape(5e-324, 0.0, 60.0).next(1e15, 60.0, 60.0, gap=False).returns[-1] or math.inf)
+
+
+def test_a_symbol_without_any_record_has_no_budget() -> None:
+    """Neither a position nor a market state: no budget; a step that fails costs its own symbol."""
+    absent: dict[str, qa.Reading[qa.Position]] = {
+        "AAUSDT": qa.missing(),
+        "BBUSDT": qa.fresh(qa.Position(1.0, 5.0, 0.0)),
+    }
+    inputs = qa.BudgetInputs(0.0, qa.fresh(qa.Portfolio(1e5, 0.0)), absent, {"AAUSDT": qa.missing()}, {})
+    assert [d.symbol for d in qa.budget_cycle(inputs).decisions] == ["BBUSDT"]
+    assert qa.budget_cycle(inputs, attempt=lambda *_: None).decisions == ()
