@@ -112,13 +112,9 @@ def again(world: World, symbol: str) -> dict[str, str]:
     return seen(qa.recompute(result.cycle, result.decisions[symbol]))
 
 
-@given(worlds(), st.data())
-def test_allocation_turns_when_the_world_does(world: World, data: st.DataObject) -> None:
-    """Caps included: each turn is put into the world's bytes, the service runs over it, and the outcome has turned;
-    just short of it no outcome has."""
+def check_turns(world: World, symbol: str) -> tuple[Flip, ...]:
+    """Each turn that is told for a symbol, tried on the world's bytes."""
     result = memory(world)
-    assume(result.decisions)
-    symbol = data.draw(st.sampled_from(sorted(result.decisions)))
     others = [d for s, d in result.decisions.items() if s != symbol]
     of = allocated(result.cycle, result.decisions[symbol], others)
     assert of.is_complete
@@ -126,7 +122,8 @@ def test_allocation_turns_when_the_world_does(world: World, data: st.DataObject)
     by_name = {k.input: k for k in knobs}
     shift: Callable[[World, str, float], World]
     standing = again(world, symbol)
-    for flip in holds(knobs):
+    found = holds(knobs)
+    for flip in found:
         if flip.input.startswith("age of "):
             continue
         if flip.input == "cluster stress":
@@ -138,6 +135,44 @@ def test_allocation_turns_when_the_world_does(world: World, data: st.DataObject)
         assert standing[flip.outcome] == flip.before
         near = again(shift(world, symbol, short_of(flip, by_name[flip.input].whole)), symbol)
         assert near == standing, flip
+    return found
+
+
+@given(worlds(), st.data())
+def test_allocation_turns_when_the_world_does(world: World, data: st.DataObject) -> None:
+    """Caps included: each turn is put into the world's bytes, the service runs over it, and the outcome has turned;
+    just short of it no outcome has."""
+    result = memory(world)
+    assume(result.decisions)
+    symbol = data.draw(st.sampled_from(sorted(result.decisions)))
+    check_turns(world, symbol)
+
+
+def test_a_clusters_stress_turns_its_cap() -> None:
+    """Stress is shared: it moves every member whose budget is fresh, and the cap turns where their sum crosses it; a
+    member with a stale budget does not move."""
+    now = 1769577495
+    world = World(now).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.0, timestamp=now)
+    for s, usd, age in (("AAUSDT", 39_000, 0), ("BBUSDT", 39_000, 0), ("CCUSDT", 20_000, 61)):
+        world = world.put(f"quantum:portfolio:budget:{s}", budget_usd=usd, timestamp=now - age)
+    world = world.put("quantum:portfolio:clusters", C1='["AAUSDT","BBUSDT","CCUSDT"]')
+    world = world.put("quantum:cluster:stress:C1", stress=0.6, timestamp=now)
+    found = {(f.input, f.side): f for f in check_turns(world, "AAUSDT")}
+    flip = found["cluster stress", "down"]
+    assert (flip.outcome, flip.after) == ("the cluster cap", "binds")
+    assert flip.at == pytest.approx(1 - 40_000 / 78_000, rel=1e-9)
+    assert found["drawdown", "up"].at == 0.05
+
+
+def test_a_drawdown_turns_the_cap_of_all() -> None:
+    """Drawdown and equity are shared by every member: with them the cap turns for all at once."""
+    now = 1769577495
+    world = World(now).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.06, timestamp=now)
+    for s in ("AAUSDT", "BBUSDT", "CCUSDT"):
+        world = world.put(f"quantum:portfolio:budget:{s}", budget_usd=25_000, timestamp=now)
+    found = {(f.input, f.side): f for f in check_turns(world, "AAUSDT")}
+    assert found["drawdown", "down"].at == math.nextafter(0.05, 0.0)
+    assert found["equity_usd", "down"].at == pytest.approx(25_000 * 0.7 * 3 / 0.6, rel=1e-9)
 
 
 def test_allocation_without_the_others_tells_no_cluster_cap() -> None:

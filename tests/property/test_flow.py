@@ -91,6 +91,25 @@ def test_an_attribution_is_within_its_ranges(given_fills: list[qa.Execution], la
     assert qa.recompute(record) == made
 
 
+def test_the_window_holds_the_last_twenty_and_zero_is_a_value() -> None:
+    """The twenty-first execution pushes the first out; a score of exactly 0 is a score, not the lack of one."""
+    many = [qa.Execution(S, NOW, float(i)) for i in range(25)]
+    state, made = qa.attribute(S, qa.AttributionState(), many, NOW)
+    assert made is not None
+    assert [f.pnl_usd for f in state.window] == [float(i) for i in range(5, 25)]
+    assert (made.window, made.confidence) == (20, 1.0)
+    score = None
+    for i in range(25):
+        newest = math.tanh(sum(range(max(0, i - 19), i + 1)) / min(20, i + 1) / 200.0)
+        score = newest if score is None else qa.ewma(score, newest, 0.3)
+    assert made.alpha_score == pytest.approx(score, rel=1e-12)
+    _, after_zero = qa.attribute(
+        S, qa.AttributionState(), [qa.Execution(S, NOW, 0.0), qa.Execution(S, NOW, 100.0)], NOW
+    )
+    assert after_zero is not None
+    assert after_zero.alpha_score == pytest.approx(0.3 * math.tanh(50.0 / 200.0), rel=1e-12)
+
+
 @given(fills, st.lists(st.integers(0, 60), max_size=5))
 def test_attribution_moves_once_an_execution_and_not_per_cycle(
     given_fills: list[qa.Execution], cuts: list[int]
@@ -317,6 +336,27 @@ def test_the_average_converges(start: float, level: float, alpha: float, n: int)
         x = after
     assert abs(x - level) <= (1.0 - alpha) ** n * abs(start - level) + 1e-12
     assert qa.ewma(0.0, level, 1.0) == level
+
+
+@pytest.mark.parametrize(
+    ("average", "confidence", "dd_n", "expected"),
+    [
+        (0.65, math.nextafter(0.5, 1.0), 9.0, "INCREASE"), (math.nextafter(0.65, 0.0), 1.0, 0.0, "HOLD"),
+        (0.65, 0.5, 0.0, "HOLD"), (0.65, 0.5, 0.6, "DECREASE"), (0.35, 1.0, 0.0, "DECREASE"),
+        (math.nextafter(0.35, 1.0), 1.0, 0.0, "HOLD"), (0.5, 1.0, 0.5, "HOLD"),
+        (0.5, 1.0, math.nextafter(0.5, 1.0), "DECREASE"), (1.0, 1.0, 0.0, "INCREASE"), (0.0, 0.0, 0.0, "DECREASE"),
+    ],
+)  # fmt: skip
+def test_pressure_at_its_thresholds(average: float, confidence: float, dd_n: float, expected: str) -> None:
+    """(21) Exactly as written, on each side of each threshold."""
+    assert qa.pressure(average, confidence, dd_n).value == expected
+
+
+def test_a_prior_of_zero_is_a_value() -> None:
+    """An average that has fallen to 0 goes on from 0, and not from one half."""
+    attribution = qa.fresh(qa.Attribution(1.0, 1.0))
+    state, made = qa.measure(qa.EfficiencyState(efficiency_ewma=0.0), qa.EfficiencyInputs(S, NOW, attribution))
+    assert made.efficiency_ewma == state.efficiency_ewma == 0.25
 
 
 @given(states, fills)
