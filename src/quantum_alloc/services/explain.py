@@ -126,7 +126,7 @@ def budget(store: Store, symbol: str, now: float) -> Explanation:
         return Explanation("budget", "There is no budget.")
     try:
         stress = float(raw["stress_factor"])
-        says = f"It may cost {_x(raw['budget_usd'])} USD before any factor (mode {raw['mode']})."
+        says = f"Its base budget, before any factor, is {_x(raw['budget_usd'])} USD (mode {raw['mode']})."
         because = (
             f"equity {_x(raw['equity_usd'])} x {raw['base_risk_pct']} x (1 - stress {stress:.4g}), within its bounds",
             f"stress of heat {_x(raw['portfolio_heat'])}, clusters {_x(raw['cluster_stress'])}, "
