@@ -71,6 +71,26 @@ def test_what_a_person_sees() -> None:
     ):
         assert word in done.stdout
     assert "\x1b" not in done.stdout
+    head = next(line for line in done.stdout.splitlines() if "multiplier" in line)
+    assert head.split() == [
+        "symbol", "target", "score", "average", "pressure", "confidence", "multiplier", "proposed", "why",
+    ]  # fmt: skip
+    assert "executions: applied" in done.stdout
+    assert "proposals: low_conf" in done.stdout
+
+
+def test_the_paper_book_feeds_the_chain() -> None:
+    """Executions with a PnL flow, and every symbol has a score, a pressure and a proposal; without rebalancing there
+    are only the purchases, and attribution stays silent."""
+    found = as_json("--bars", "60")
+    assert found["executions"]["applied"] == sum((59 + place) // 15 for place in range(11))
+    assert {e["capital_pressure"] for e in found["last_efficiencies"]} <= {"INCREASE", "HOLD", "DECREASE"}
+    assert len(found["last_efficiencies"]) == len(found["last_proposals"]) == 11
+    assert {p["eff_lane"] for p in found["last_proposals"]} == {"shadow"}
+    assert all(float(p["p30_conf"]) >= 0.15 for p in found["last_efficiencies"])
+    still = as_json("--bars", "60", QA_PAPER_REBALANCE_BARS="0")
+    assert still["executions"] == {"open": 11}
+    assert still["fallbacks"]["efficiency: attribution missing"] == 660
 
 
 def test_it_never_touches_a_server_that_it_did_not_start(client: Client, any_server: EmbeddedServer) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +21,8 @@ from quantum_alloc.adapters.effects import Failed, Group, Reply
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.store import Store
+from quantum_alloc.core.attribution import advance as attribution_advance
+from quantum_alloc.core.efficiency import advance as efficiency_advance
 from tests.support.flow import (
     DEAD,
     EXECUTIONS,
@@ -32,6 +37,7 @@ from tests.support.flow import (
     sold,
     target,
 )
+from tests.support.running import Service, until
 from tests.support.worlds import Client
 from tests.tools.fault_proxy import FaultProxy
 
@@ -553,3 +559,57 @@ def test_only_the_listed_symbols_count(client: Client, any_server: EmbeddedServe
     for stream in (PERFORMANCE, SCORES):
         assert [f["symbol"] for _, f in client.xrange(stream)] == ["BTCUSDT", "ETHUSDT", "BTCUSDT"]
     assert json.loads(client.hget("quantum:p30:state", "ETHUSDT"))["window"]["pnl_usd"] == [5.0]
+
+
+@pytest.mark.parametrize("service", LOOPS)
+def test_killed_at_random_instants(service: str, one_client: Client, one_server: EmbeddedServer) -> None:
+    """The real process, killed again and again without warning while executions come: each counts once."""
+    _, key, _ = LOOPS[service]
+    random = Random(7)
+    now, pnls = time.time(), [float(i % 23) - 11.0 for i in range(400)]
+    interval = {"P30_INTERVAL_SEC": "0.1", "P31_LOOP_SEC": "0.1", "P30_MAX_EVENTS_PER_LOOP": "7"}
+    written = 0
+    for _ in range(6):
+        with Service(service, one_server.url, **interval, P31_MAX_EVENTS_PER_LOOP="7") as running:
+            until(running.ready, 10, "ready")
+            for _ in range(8):
+                for _ in range(8):
+                    sold(one_client, "BTCUSDT", pnls[written], now - 5)
+                    written += 1
+                time.sleep(random.uniform(0.0, 0.06))
+            assert running.process is not None
+            running.process.kill()
+    for pnl in pnls[written:]:
+        sold(one_client, "BTCUSDT", pnl, now - 5)
+    run(one_server.url, service, now=now + 30)
+    if service == "efficiency":
+        state = qa.EfficiencyState()
+        for pnl in pnls:
+            state = efficiency_advance(state, qa.Execution("BTCUSDT", 0.0, pnl))
+        expected: Any = (state.volatility_ewma, state.dd_proxy)
+        assert counts(service, states(one_client, key)["BTCUSDT"])[:2] == expected
+    else:
+        window = qa.AttributionState()
+        for pnl in pnls:
+            window = attribution_advance(window, qa.Execution("BTCUSDT", 0.0, pnl))
+        assert counts(service, states(one_client, key)["BTCUSDT"])[0] == window.alpha_score
+
+
+def test_efficiency_answers_on_both_ports_and_once_by_setting(one_client: Client, one_server: EmbeddedServer) -> None:
+    """/health and /ready on the port and on the health port; P31_RUN_ONCE runs one cycle and ends with 0."""
+    with Service("efficiency", one_server.url) as running:
+        until(running.ready, 10, "ready")
+        other = running.environ["P31_HEALTH_PORT"]
+        with urllib.request.urlopen(f"http://127.0.0.1:{other}/health", timeout=2) as answer:
+            assert json.load(answer)["service"] == "efficiency"
+        with urllib.request.urlopen(f"http://127.0.0.1:{other}/ready", timeout=2) as answer:
+            assert answer.status == 200
+        assert running.health()["mode"] == "shadow"
+        assert running.metric("p31_loops_total") >= 1
+        code, took = running.terminate()
+        assert (code, took < 2.0) == (0, True)
+    performance(one_client, "BTCUSDT", 0.5, 1.0, int(time.time()))
+    with Service("efficiency", one_server.url, P31_RUN_ONCE="1") as running:
+        assert running.wait() == 0
+        assert "Efficiency cycle complete symbols=1" in running.output
+        assert running.get("/health")[0] == 0
