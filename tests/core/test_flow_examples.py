@@ -89,7 +89,7 @@ def test_efficiency_cases_hold_in_the_core(case: dict[str, Any], shared: Path) -
     if old_p29 is not None:
         wanted = qa.grade(qa.AllocationTarget(given["target"], given["tconf"]), NOW - old_p29, NOW, 300)
     fills = tuple(qa.Execution(S, NOW - (given["hold_s"] or 0.0), pnl) for pnl in given["pnls"])
-    _, made = qa.measure(before(given), qa.EfficiencyInputs(S, NOW, attribution, wanted, fills))
+    _, made = qa.efficiency_step(before(given), qa.EfficiencyInputs(S, NOW, attribution, wanted, fills))
     for short, name in NAMES.items():
         close(getattr(made, name), expect[short])
     assert made.capital_pressure.value == expect["pressure"]
@@ -122,9 +122,9 @@ def test_efficiency_cases_hold_through_redis(
 
 def test_the_rules_worked_figures_hold() -> None:
     """The figures that the rules state beside the formula."""
-    assert round(qa.efficiency_raw(0.72, qa.per_target(2.5, 800.0), 0.0, 0.0), 6) == 0.718204
-    assert round(qa.efficiency_raw(0.72, 1.0, 0.6, 1.0), 6) == 0.230769
-    assert round(qa.efficiency_raw(0.8, 0.0, 0.0, 0.5), 6) == 0.615385
+    assert round(qa.score_efficiency(0.72, qa.per_target(2.5, 800.0), 0.0, 0.0), 6) == 0.718204
+    assert round(qa.score_efficiency(0.72, 1.0, 0.6, 1.0), 6) == 0.230769
+    assert round(qa.score_efficiency(0.8, 0.0, 0.0, 0.5), 6) == 0.615385
 
 
 def test_the_trace_is_as_its_readers_take_it_apart(client: Client, any_server: EmbeddedServer) -> None:

@@ -236,7 +236,7 @@ def test_records_that_contradict_themselves_are_refused() -> None:
 def test_efficiency_turns(state: qa.EfficiencyState, given_inputs: qa.EfficiencyInputs) -> None:
     """Each turn of pressure, applied to the record's own inputs, turns it; just short of it does not."""
     params = qa.EfficiencyParams()
-    _, made = qa.measure(state, given_inputs, params)
+    _, made = qa.efficiency_step(state, given_inputs, params)
     record = qa.efficiency_fields(made, params, "shadow")
     for flip in holds(efficiency_knobs(record)):
         field = {

@@ -266,7 +266,7 @@ def test_an_efficiency_is_within_its_ranges(state: qa.EfficiencyState, given_inp
     """(19) Score, average, confidence in [0, 1], |weight| at most confidence, everything finite; (21) pressure exactly
     as written; the record makes the decision again, and the state reads back bit for bit."""
     params = qa.EfficiencyParams()
-    after, made = qa.measure(state, given_inputs, params)
+    after, made = qa.efficiency_step(state, given_inputs, params)
     for x in (made.efficiency_score, made.efficiency_ewma, made.confidence, made.hold_time_penalty, made.performance):
         assert 0.0 <= x <= 1.0
     assert abs(made.reallocation_weight) <= made.confidence
@@ -289,7 +289,7 @@ def test_an_efficiency_is_within_its_ranges(state: qa.EfficiencyState, given_inp
 def test_flags_confidence_and_last_known_good(state: qa.EfficiencyState, given_inputs: qa.EfficiencyInputs) -> None:
     """A stale input keeps value and confidence, every other fault takes the last known good with confidence 0; any flag
     halves the smaller confidence once; inputs_ok says whether both were read."""
-    after, made = qa.measure(state, given_inputs)
+    after, made = qa.efficiency_step(state, given_inputs)
     a, t = given_inputs.attribution, given_inputs.target
     kind = {"ok": "", "missing": "MISSING", "stale": "STALE"}
     flags = [f"{p}_{kind.get(r.state, 'ERROR')}" for p, r in (("P30", a), ("P29", t)) if r.state != "ok"]
@@ -318,7 +318,7 @@ def test_the_score_is_monotone(
     """(21) More volatility, losses or holding never raise the score, more performance never lowers it."""
 
     def raw(pf: float = pf, vol: float = vol, dd: float = dd, hold: float = hold) -> float:
-        return qa.efficiency_raw(pf, qa.per_target(vol, target), qa.per_target(dd, target), hold)
+        return qa.score_efficiency(pf, qa.per_target(vol, target), qa.per_target(dd, target), hold)
 
     assert raw(vol=vol + extra) <= raw()
     assert raw(dd=dd + extra) <= raw()
@@ -355,7 +355,7 @@ def test_pressure_at_its_thresholds(average: float, confidence: float, dd_n: flo
 def test_a_prior_of_zero_is_a_value() -> None:
     """An average that has fallen to 0 goes on from 0, and not from one half."""
     attribution = qa.fresh(qa.Attribution(1.0, 1.0))
-    state, made = qa.measure(qa.EfficiencyState(efficiency_ewma=0.0), qa.EfficiencyInputs(S, NOW, attribution))
+    state, made = qa.efficiency_step(qa.EfficiencyState(efficiency_ewma=0.0), qa.EfficiencyInputs(S, NOW, attribution))
     assert made.efficiency_ewma == state.efficiency_ewma == 0.25
 
 
@@ -387,7 +387,7 @@ def test_an_hour_without_execution_is_counted_from_the_last_one() -> None:
         (NOW + 4, 0.0),
     ):
         state = qa.EfficiencyState(last_exec_ts=last)
-        _, made = qa.measure(state, qa.EfficiencyInputs(S, NOW, attribution, target))
+        _, made = qa.efficiency_step(state, qa.EfficiencyInputs(S, NOW, attribution, target))
         assert made.hold_time_penalty == hold
 
 
@@ -508,12 +508,12 @@ def test_arrays_go_through_the_same_formulas(rows: list[tuple[float, ...]]) -> N
     """Floats and arrays give the same bits in every continuous formula."""
     columns = [np.array(c, dtype=np.float64) for c in zip(*rows, strict=True)]
     pf, vol, dd, target, held, confidence = columns
-    raw = qa.efficiency_raw(pf, qa.per_target(vol, target), qa.per_target(dd, target), qa.hold_penalty(held))
+    raw = qa.score_efficiency(pf, qa.per_target(vol, target), qa.per_target(dd, target), qa.hold_penalty(held))
     weight = qa.reallocation_weight(pf, confidence)
     sure = qa.attribution_confidence(confidence * 30.0, held)
     scored = qa.performance(qa.alpha(held))
     for i, (a, b, c, t, h, k) in enumerate(rows):
-        assert raw[i] == qa.efficiency_raw(a, qa.per_target(b, t), qa.per_target(c, t), qa.hold_penalty(h))
+        assert raw[i] == qa.score_efficiency(a, qa.per_target(b, t), qa.per_target(c, t), qa.hold_penalty(h))
         assert weight[i] == qa.reallocation_weight(a, k)
         assert sure[i] == qa.attribution_confidence(k * 30.0, h)
         assert scored[i] == qa.performance(qa.alpha(h))
@@ -564,7 +564,7 @@ def a_decision(kind: str) -> tuple[FlowDecision, FlowParams]:
         return attributed, p30
     if kind == "p31_v1":
         p31 = qa.EfficiencyParams(w_vol=0.9)
-        return qa.measure(qa.EfficiencyState(), qa.EfficiencyInputs(S, NOW), p31)[1], p31
+        return qa.efficiency_step(qa.EfficiencyState(), qa.EfficiencyInputs(S, NOW), p31)[1], p31
     p = qa.ProposalParams(scale=0.5)
     proposed = qa.propose(qa.ProposalInputs(S, NOW, qa.fresh(5.0, NOW), qa.fresh(qa.Efficiency(0.9, 0.9), NOW)), p)
     assert isinstance(proposed, qa.ProposalDecision)
@@ -608,7 +608,7 @@ def test_records_without_an_outcome_are_refused() -> None:
 @given(fills.filter(lambda fs: len(fs) > 50))
 def test_more_executions_than_a_record_holds(given_fills: list[qa.Execution]) -> None:
     """Above fifty executions a cycle the record holds the state before the last fifty, and makes the decision again."""
-    _, made = qa.measure(qa.EfficiencyState(), qa.EfficiencyInputs(S, NOW, fills=tuple(given_fills)))
+    _, made = qa.efficiency_step(qa.EfficiencyState(), qa.EfficiencyInputs(S, NOW, fills=tuple(given_fills)))
     record = qa.efficiency_fields(made, qa.EfficiencyParams(), "shadow")
     assert len(json.loads(record["fills"])["ts"]) == 50
     assert qa.recompute(record) == made

@@ -271,7 +271,7 @@ def advance(state: EfficiencyState, fill: Execution, params: EfficiencyParams | 
     )
 
 
-def efficiency_raw(performance: Num, vol_n: Num, dd_n: Num, hold: Num, params: EfficiencyParams | None = None) -> Num:
+def score_efficiency(performance: Num, vol_n: Num, dd_n: Num, hold: Num, params: EfficiencyParams | None = None) -> Num:
     """pf / (1 + w_vol vol_n + w_dd dd_n + w_hold hold).
 
     Args:
@@ -281,7 +281,7 @@ def efficiency_raw(performance: Num, vol_n: Num, dd_n: Num, hold: Num, params: E
         hold: hold penalty, 0..1.
         params: the weights.
 
-    >>> round(efficiency_raw(0.72, 2.5 / 800, 0.0, 0.0), 6), round(efficiency_raw(0.72, 1.0, 0.6, 1.0), 6)
+    >>> round(score_efficiency(0.72, 2.5 / 800, 0.0, 0.0), 6), round(score_efficiency(0.72, 1.0, 0.6, 1.0), 6)
     (0.718204, 0.230769)
     """
     p = params or DEFAULTS
@@ -366,7 +366,7 @@ def _flag(prefix: str, reading: Reading[Any]) -> tuple[str, ...]:
     return (f"{prefix}_{kind}",)
 
 
-def measure(
+def efficiency_step(
     before: EfficiencyState, inputs: EfficiencyInputs, params: EfficiencyParams | None = None
 ) -> tuple[EfficiencyState, EfficiencyDecision]:
     """One symbol's cycle: its new executions, then the score.
@@ -380,7 +380,7 @@ def measure(
     >>> sold = (Execution("BTCUSDT", 0.0, 12.5),)
     >>> attribution, target = fresh(Attribution(0.72, 0.9)), fresh(AllocationTarget(800.0, 0.7))
     >>> inputs = EfficiencyInputs("BTCUSDT", 0.0, attribution, target, sold)
-    >>> state, made = measure(EfficiencyState(), inputs)
+    >>> state, made = efficiency_step(EfficiencyState(), inputs)
     >>> round(made.efficiency_raw, 6), made.confidence, made.capital_pressure.value
     (0.718204, 0.7, 'HOLD')
     """
@@ -408,7 +408,7 @@ def measure(
     if target is not None:
         vol_n, dd_n = per_target(state.volatility_ewma, target), per_target(state.dd_proxy, target)
     hold = 0.0 if state.last_exec_ts is None else hold_penalty(now - state.last_exec_ts, p)
-    raw = efficiency_raw(pf, vol_n, dd_n, hold, p)
+    raw = score_efficiency(pf, vol_n, dd_n, hold, p)
     score = clamp01(raw)
     averaged = ewma(state.efficiency_ewma, score, p.score_alpha)
     has_input = bool(fills) or known is not None or inputs.target.value is not None
@@ -498,7 +498,7 @@ def efficiency_cycle(
         if one.symbol not in states and not there:
             continue
         before = states.get(one.symbol, NOTHING)
-        made = attempt(one.symbol, partial(measure, before, one, p))
+        made = attempt(one.symbol, partial(efficiency_step, before, one, p))
         if made is not None:
             after[one.symbol], decision = made
             decisions.append(decision)

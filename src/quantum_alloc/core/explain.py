@@ -29,7 +29,7 @@ from quantum_alloc.core.allocation import (
 )
 from quantum_alloc.core.attribution import advance as attribute_fill
 from quantum_alloc.core.budget import BudgetParams, budget, stress_factor
-from quantum_alloc.core.efficiency import AllocationTarget, EfficiencyDecision, measure
+from quantum_alloc.core.efficiency import AllocationTarget, EfficiencyDecision, efficiency_step
 from quantum_alloc.core.efficiency import advance as efficiency_fill
 from quantum_alloc.core.execution import Execution
 from quantum_alloc.core.factors import AllocationParams, cluster_factor, drawdown_factor, uncapped_target
@@ -476,13 +476,13 @@ def efficiency_knobs(record: Fields) -> tuple[Knob, ...]:
         return made.capital_pressure.value
 
     def attribution_of(changed: Attribution) -> str:
-        return pressure(measure(state, replace(inputs, attribution=_with(inputs.attribution, changed)), p)[1])
+        return pressure(efficiency_step(state, replace(inputs, attribution=_with(inputs.attribution, changed)), p)[1])
 
     def target_of(changed: AllocationTarget) -> str:
-        return pressure(measure(state, replace(inputs, target=_with(inputs.target, changed)), p)[1])
+        return pressure(efficiency_step(state, replace(inputs, target=_with(inputs.target, changed)), p)[1])
 
     def executed_at(ts: float) -> str:
-        return pressure(measure(replace(state, last_exec_ts=ts), inputs, p)[1])
+        return pressure(efficiency_step(replace(state, last_exec_ts=ts), inputs, p)[1])
 
     knobs = []
 

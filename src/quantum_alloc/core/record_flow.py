@@ -25,7 +25,7 @@ from quantum_alloc.core.efficiency import (
     EfficiencyInputs,
     EfficiencyParams,
     EfficiencyState,
-    measure,
+    efficiency_step,
 )
 from quantum_alloc.core.execution import Execution, fills_text, read_fills
 from quantum_alloc.core.fields import Fields, number, optional, read_state, state_fields
@@ -239,7 +239,7 @@ def _attribution(record: Fields) -> AttributionDecision:
 
 def _efficiency(record: Fields) -> EfficiencyDecision:
     before, inputs, params = efficiency_inputs(record)
-    return measure(before, inputs, params)[1]
+    return efficiency_step(before, inputs, params)[1]
 
 
 def _proposal(record: Fields) -> ProposalDecision:
