@@ -41,8 +41,8 @@ test: check ## all checks and tests: 100 examples a law (500 with CI=true)
 test-long: check ## the laws with a hundred times the examples
 	@QA_TEST_PROFILE=long $(BIN)/pytest -n 2 --dist worksteal --timeout 36000 $(PYTEST)
 
-bench: $(STAMP) ## one allocation cycle against the server's own time
-	@$(BIN)/python benchmarks/allocation_cycle.py
+bench: $(STAMP) ## cycles of the services against the server's own time
+	@$(BIN)/python benchmarks/cycles.py
 
 docs: $(STAMP) ## write the generated reference pages anew
 	@$(BIN)/quantum-alloc config docs settings > docs/reference/settings.md

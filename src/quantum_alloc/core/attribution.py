@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from quantum_alloc.core.execution import Execution, fills_text, finite, finite_or_none, read_fills
+from quantum_alloc.core.fields import compact
 from quantum_alloc.core.isolate import Attempt, plainly
 from quantum_alloc.core.numeric import Num, clamp01, ewma, exact_sum, smaller, tanh
 from quantum_alloc.core.params import check, positive, unit_interval
@@ -99,7 +100,7 @@ class AttributionState:
     def text(self) -> str:
         """JSON that ``of_text`` reads back bit for bit."""
         fixed = {"alpha_score": self.alpha_score, "last_exec_ts": self.last_exec_ts, "seen_ts": self.seen_ts}
-        return json.dumps(fixed, separators=(",", ":"), allow_nan=False)[:-1] + f',"window":{fills_text(self.window)}}}'
+        return compact(fixed)[:-1] + f',"window":{fills_text(self.window)}}}'
 
     @staticmethod
     def of_text(symbol: str, text: str | bytes) -> AttributionState:

@@ -26,6 +26,7 @@ from typing import Any
 from quantum_alloc.core.allocation import Attribution
 from quantum_alloc.core.attribution import RECORDED_FILLS, kept
 from quantum_alloc.core.execution import Execution, finite, finite_or_none
+from quantum_alloc.core.fields import compact
 from quantum_alloc.core.isolate import Attempt, plainly
 from quantum_alloc.core.numeric import Num, clamp, clamp01, ewma, step
 from quantum_alloc.core.params import check, positive, unit_interval
@@ -131,8 +132,7 @@ class EfficiencyState:
 
     def text(self) -> str:
         """JSON that ``of_text`` reads back bit for bit."""
-        values = {name: getattr(self, name) for name in _STATE_NAMES}
-        return json.dumps(values, separators=(",", ":"), allow_nan=False)
+        return compact({name: getattr(self, name) for name in _STATE_NAMES})
 
     @staticmethod
     def of_text(text: str | bytes) -> EfficiencyState:

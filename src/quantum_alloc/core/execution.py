@@ -7,10 +7,11 @@ Source: the project's contract, "Executions".
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from quantum_alloc.core.fields import compact
 
 UNKNOWN = "UNKNOWN"
 """The bucket of executions that name no regime, cluster or signal."""
@@ -86,7 +87,7 @@ def fills_text(fills: Sequence[Execution]) -> str:
         "names": list(names),
         "labels": labels,
     }
-    return json.dumps(columns, separators=(",", ":"), allow_nan=False)
+    return compact(columns)
 
 
 def read_fills(symbol: str, columns: object) -> tuple[Execution, ...]:

@@ -8,6 +8,7 @@ NAME_lane       live or shadow, for inputs that may come from either
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable, age_s
 
 T = TypeVar("T")
 Fields = Mapping[str, str]
+
+compact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+"""JSON without spaces, floats that read back bit for bit; refuses NaN and infinity."""
 
 
 def number(value: float | None) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeAlias
 
 from quantum_alloc.core.allocation import Attribution
@@ -28,7 +29,7 @@ from quantum_alloc.core.efficiency import (
     efficiency_step,
 )
 from quantum_alloc.core.execution import Execution, fills_text, read_fills
-from quantum_alloc.core.fields import Fields, number, optional, read_state, state_fields
+from quantum_alloc.core.fields import Fields, compact, number, optional, read_state, state_fields
 from quantum_alloc.core.params import changed_json, config_hash, restored
 from quantum_alloc.core.proposal import RULES_VERSION as PROPOSAL_RULES
 from quantum_alloc.core.proposal import (
@@ -44,13 +45,19 @@ FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDec
 FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams
 
 
+@lru_cache(maxsize=8)
+def _named(params: FlowParams) -> tuple[str, str]:
+    """Hash and changed parameters, worked out once for all symbols of a cycle."""
+    return config_hash(params), changed_json(params)
+
+
 def _head(rules: str, now: float, params: FlowParams) -> dict[str, str]:
-    changed = changed_json(params)
-    return {"rules": rules, "now": number(now), "params_hash": config_hash(params), "params": changed}
+    digest, changed = _named(params)
+    return {"rules": rules, "now": number(now), "params_hash": digest, "params": changed}
 
 
 def _shares(parts: Mapping[str, float]) -> str:
-    return json.dumps(dict(parts), separators=(",", ":"))
+    return compact(dict(parts))
 
 
 def attribution_fields(decision: AttributionDecision, params: AttributionParams, mode: str) -> dict[str, str]:
