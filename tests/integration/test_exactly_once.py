@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
@@ -46,7 +47,7 @@ LOOPS: dict[str, tuple[Callable[..., AnyLoop], str, str]] = {
     "attribution": (attribution_loop, "quantum:p30:state", PERFORMANCE),
     "efficiency": (efficiency_loop, "quantum:p31:state", SCORES),
 }
-OWN = {"_pos", "_cycle", "_version", "_read"}
+OWN = {"_pos", "_cycle", "_version", "_read", "_stream"}
 
 
 @pytest.fixture
@@ -311,6 +312,141 @@ class _Meddled(Store):
         return super().apply(groups)
 
 
+@pytest.mark.parametrize("service", LOOPS)
+def test_a_replaced_connection_guards_nothing(service: str, client: Client, any_server: EmbeddedServer) -> None:
+    """What a WATCH guards is gone with its connection: a cycle whose connection was closed between its read and its
+    write is refused, whether another instance or a failover changed the state meanwhile; then all counts once."""
+    build, key, _ = LOOPS[service]
+    for what in ("second instance", "failover"):
+        client.flushall()
+        clock, mine, other = SetClock(NOW), _Meddled(any_server.url), Store(any_server.url)
+        loop, second = build(mine, clock), build(other, clock)
+        sold(client, "AAUSDT", 10.0, NOW)
+        assert loop.once()
+        old = client.hgetall(key)
+        sold(client, "AAUSDT", 20.0, NOW)
+        if what == "failover":
+            assert loop.once()
+        sold(client, "BBUSDT", 5.0, NOW)
+
+        def meddle(what: str = what, old: dict[str, str] = old, second: AnyLoop = second) -> None:
+            sold(client, "AAUSDT", -50.0, NOW)
+            if what == "failover":  # a replica that lacks the last write is promoted
+                client.delete(key)
+                client.hset(key, mapping=old)
+            else:
+                assert second.once()
+            for other_client in client.client_list():
+                if other_client["name"] == "quantum-alloc":
+                    client.client_kill_filter(_id=other_client["id"])
+
+        mine.meanwhile = meddle
+        assert not loop.once()
+        assert "conflict" in loop.last_error
+        assert loop.once()
+        expected = {"AAUSDT": [10.0, 20.0, -50.0], "BBUSDT": [5.0]}
+        for symbol, pnls in expected.items():
+            found = counts(service, states(client, key)[symbol])
+            if service == "attribution":
+                assert found[1]["pnl_usd"] == pnls
+            else:
+                vol = 0.0
+                for pnl in pnls:
+                    vol = qa.ewma(vol, abs(pnl), 0.2)
+                assert found[0] == vol
+        mine.close()
+        other.close()
+
+
+@pytest.mark.parametrize("service", LOOPS)
+def test_the_state_belongs_to_its_stream(service: str, client: Client, any_server: EmbeddedServer) -> None:
+    """Another EXECUTION_STREAM with the old state: nothing is written and it is said what to do; done, it goes on."""
+    _, key, stream = LOOPS[service]
+    client.xadd("fills", {"symbol": "BBUSDT", "pnl_usd": "7", "timestamp": int(NOW)})
+    sold(client, "AAUSDT", 1.0, NOW)
+    run(any_server.url, service, now=NOW)
+    before = client.xlen(stream)
+    run(any_server.url, service, now=NOW, EXECUTION_STREAM="fills")
+    assert client.xlen(stream) == before
+    client.hset(key, mapping={"_stream": "fills", "_pos": "0-0"})
+    run(any_server.url, service, now=NOW, EXECUTION_STREAM="fills")
+    assert states(client, key).keys() == {"AAUSDT", "BBUSDT"}
+
+
+def test_symbols_of_executions_leave_the_universe_again(client: Client, any_server: EmbeddedServer) -> None:
+    """(41) Invented symbols: the universe holds no more than what is remembered, and none a week later."""
+    store, clock = Store(any_server.url), SetClock(NOW)
+    loop = attribution_loop(store, clock, most=50)
+    for i in range(5):
+        clock.set(NOW + i)
+        for j in range(40):
+            sold(client, f"J{i}X{j}", 1.0, NOW)
+        assert loop.once()
+    assert client.hlen("quantum:p30:state") == 55
+    assert client.scard("quantum:universe") == 50
+    client.sadd("quantum:universe", "MINEUSDT")
+    clock.set(NOW + 8 * 86_400)
+    assert loop.once()
+    assert client.smembers("quantum:universe") == {"MINEUSDT"}
+    store.close()
+
+
+def test_large_entries_are_met_a_few_at_a_time(client: Client, any_server: EmbeddedServer) -> None:
+    """Entries of a megabyte: no reply holds more than some of them, and a cycle stops after 16 MB."""
+    pages: list[int] = []
+
+    class Weighing(Store):
+        def read(self, commands: Sequence[Any]) -> list[Reply]:
+            replies = super().read(commands)
+            pages.extend(
+                len(r) for c, r in zip(commands, replies, strict=True) if c[0] == "XRANGE" and isinstance(r, list)
+            )
+            return replies
+
+    for i in range(40):
+        client.xadd(EXECUTIONS, {"symbol": "BTCUSDT", "pnl": i, "ts": int(NOW), "note": "x" * 1_000_000})
+    store = Weighing(any_server.url, timeout_s=5)
+    loop = efficiency_loop(store, SetClock(NOW))
+    assert loop.once()
+    assert max(pages) <= 4
+    assert 16 <= sum(pages) <= 20
+    assert loop.metrics.value("quantum_alloc_execution_behind") == 1
+    assert loop.once()
+    assert loop.once()
+    assert loop.metrics.value("quantum_alloc_execution_entries_total", "applied") == 40
+    store.close()
+
+
+def test_a_symbol_with_nothing_but_malformed_inputs_has_a_score(client: Client, any_server: EmbeddedServer) -> None:
+    """An attribution that cannot be read is one: a score with its flag every cycle, and no coming and going of state."""
+    store, clock = Store(any_server.url), SetClock(NOW)
+    performance(client, "BTCUSDT", "NaN", 0.5, int(NOW))
+    loop = efficiency_loop(store, clock, symbols=("BTCUSDT",))
+    for i in range(4):
+        clock.set(NOW + i)
+        assert loop.once()
+    assert [f["stale_flags"] for _, f in client.xrange(SCORES)] == ["P30_ERROR,P29_MISSING"] * 4
+    assert loop.metrics.value("quantum_alloc_state_dropped_total") == 0
+    raw: Any = redis.Redis.from_url(any_server.url, protocol=2)
+    raw.hset("quantum:p31:state", b"\xff\xfe", b"x")
+    raw.close()
+    for _ in range(3):
+        assert loop.once()
+    assert loop.metrics.value("quantum_alloc_state_malformed_total") == 1, "it is taken out"
+    store.close()
+
+
+def test_a_flood_of_malformed_entries_is_cut_into_transactions(client: Client, any_server: EmbeddedServer) -> None:
+    """5,000 malformed entries in one cycle: all are set aside, in transactions of at most some thousand commands."""
+    pipe = client.pipeline(transaction=False)
+    for _ in range(5000):
+        pipe.xadd(EXECUTIONS, {"x": "y"})
+    pipe.execute()
+    run(any_server.url, "efficiency", now=NOW)
+    assert client.xlen(DEAD) == 5000
+    assert client.hget("quantum:p31:state", "_pos") == client.xrevrange(EXECUTIONS, count=1)[0][0]
+
+
 SPELLED: tuple[dict[str, str], ...] = (
     {"symbol": "BTCUSDT", "pnl_usd": "1", "timestamp": "1769577450.5"},
     {"symbol": "BTCUSDT", "pnl_usd": "NaN", "timestamp": "1769577450"},
@@ -538,13 +674,13 @@ def test_ten_thousand_symbols_come_and_go(service: str, one_client: Client, one_
     for i in range(4):
         clock.set(NOW + 100.0 * i)
         assert loop.once(), loop.last_error
-    assert one_client.hlen(key) == 10_004
+    assert one_client.hlen(key) == 10_005
     assert loop.metrics.value("quantum_alloc_state_symbols") == 10_000
     assert loop.metrics.value("quantum_alloc_state_dropped_total") == 1000
     assert len(loop.metrics.render()) < 2_000_000
     clock.set(NOW + 8 * 86_400.0)
     assert loop.once()
-    assert one_client.hlen(key) == 4
+    assert one_client.hlen(key) == 5
     store.close()
 
 

@@ -245,6 +245,30 @@ def test_use_proposed_moves_ten_percent_a_cycle(client: Client, any_server: Embe
     assert json.loads(record["params"])["use_proposed"] is False
 
 
+def test_the_ten_percent_outlive_halts_and_restarts(client: Client, any_server: EmbeddedServer) -> None:
+    """What stands is what the next step is measured from: after a cycle that wrote nothing, after a restart, after a
+    symbol was skipped, the factor still moves by at most 10 %."""
+    load(client, a_world(1))
+    run(any_server.url, "portfolio", "budget", now=NOW)
+    environ = {"P29_MODE": "enforce", "P29_USE_PROPOSED": "1"}
+
+    def cycle(multiplier: str) -> float:
+        fields = {"multiplier": multiplier, "reason": "ok", "ts_epoch": NOW}
+        client.hset(LIVE.proposed(S), mapping=fields)
+        run(any_server.url, "allocation", now=NOW, **environ)
+        return float(client.hget(LIVE.target(S), "proposed_factor"))
+
+    assert [round(cycle("0.5000"), 6) for _ in range(8)] == [0.9, 0.81, 0.729, 0.6561, 0.59049, 0.531441, 0.5, 0.5]
+    for key, name in (("quantum:state:portfolio", "equity_usd"), (LIVE.budget(S), "budget_usd")):
+        good = client.hget(key, name)
+        client.hset(key, name, "x")
+        assert cycle("1.5000") == 0.5, "nothing was written"
+        client.hset(key, name, good)
+        assert cycle("0.5000") == 0.5
+    assert [round(cycle("1.5000"), 6) for _ in range(2)] == [0.55, 0.605]
+    assert cycle("1000") == 1.0, "no proposer is allowed such a multiplier"
+
+
 def test_a_proposal_never_lifts_a_target_above_a_cap(client: Client, any_server: EmbeddedServer) -> None:
     """The factor comes before the caps."""
     world = a_world(1).put("quantum:state:portfolio", equity_usd=1000, drawdown=0, timestamp=NOW)

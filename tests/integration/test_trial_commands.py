@@ -21,7 +21,7 @@ from quantum_alloc.services import demo
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.demo import Plan, Progress
 from tests.integration.test_demo import ELEVEN
-from tests.support.flow import EXECUTIONS, PERFORMANCE, SCORES, newest, run
+from tests.support.flow import EXECUTIONS, PERFORMANCE, SCORES, newest, run, sold, target
 from tests.support.worlds import Client
 
 REAL = tuple(ELEVEN.split(","))
@@ -53,7 +53,7 @@ def test_injected_entries_are_well_formed(
     def inject(*argv: str) -> None:
         code, out, err = call(capsys, environ, "inject", *argv)
         assert (code, err) == (0, ""), err
-        assert "origin" in out
+        assert "ts=" in out or "payload=" in out
 
     inject("execution", S, "--pnl", "-12.5", "--regime", "TREND", "--signal", "s1", "--count", "3")
     inject("execution", S, "--pnl", "4", "--nested", "--cluster", "C1")
@@ -207,6 +207,86 @@ def test_explain_of_a_skipped_symbol(
     client.hset(LIVE.budget(S), mapping={"budget_usd": "NaN", "timestamp": now})
     run(any_server.url, "allocation", now=float(now))
     assert "It has no target: budget_malformed." in call(capsys, environ, "explain", S)[1]
+
+
+HOSTILE_RECORDS: list[tuple[str, str, str]] = [
+    ("budget", "params", '{"base_risk_pct":"0.02"}'), ("budget", "params", "[" * 3000),
+    ("budget", "stress_factor", "inf"), ("cycle", "params", '{"max_symbol_pct":"x"}'), ("cycle", "now", "inf"),
+    ("cycle", "group_sums_usd", "[]"), ("cycle", "group_sums_usd", '{"UNKNOWN":null}'), ("cycle", "skipped", "[]"),
+    ("cycle", "portfolio_ts", "inf"), ("decision", "budget_ts", "inf"), ("decision", "base_usd", "NaN"),
+    ("attribution", "regime_contrib", "[]"), ("attribution", "time_contrib", '{"a":null}'),
+    ("attribution", "now", "inf"), ("attribution", "lkg_age_s", "inf"), ("attribution", "before", "[" * 3000),
+    ("efficiency", "now", "inf"), ("efficiency", "attribution_ts", "inf"), ("efficiency", "before", "null"),
+    ("efficiency", "params", '{"w_vol":"x"}'), ("efficiency", "attribution_lane", "other"),
+    ("proposal", "now", "inf"), ("proposal", "params", "5"), ("proposal", "eff_state", "other"),
+]  # fmt: skip
+WHERE = {
+    "cycle": "quantum:stream:allocation.cycle", "decision": "quantum:stream:allocation.decision",
+    "attribution": PERFORMANCE, "efficiency": SCORES, "proposal": "quantum:stream:allocation.target.proposed",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), HOSTILE_RECORDS)
+def test_explain_survives_any_record(
+    kind: str, name: str, value: str, one_client: Client, one_server: EmbeddedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in one field of one record: the others are explained, and nothing breaks."""
+    now = time.time()
+    one_client.hset("quantum:state:portfolio", mapping={"equity_usd": 1e5, "drawdown": 0, "timestamp": int(now)})
+    one_client.hset("quantum:state:market:BTCUSDT", mapping={"price": 5, "timestamp": int(now)})
+    sold(one_client, S, 5.0, int(now))
+    run(one_server.url, "budget", "attribution", "allocation", "efficiency", "proposer", now=now, SHADOW_LANE="1")
+    if kind == "budget":
+        one_client.hset(LIVE.budget(S), name, value)
+    else:
+        fields = one_client.xrevrange(WHERE[kind], count=1)[0][1]
+        one_client.xadd(WHERE[kind], {**fields, name: value})
+    code, out, err = call(capsys, {"REDIS_URL": one_server.url}, "explain", S)
+    assert (code, err) == (0, "")
+    assert out.count("not one that this version can explain") <= 1
+    assert "Traceback" not in out
+
+
+def test_explain_prints_no_control_characters(
+    client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escapes for the terminal in a record come out escaped."""
+    fields = {"symbol": S, "performance_factor": "0.6", "alpha_score": "0.2", "window": "\x1b[31m", "lkg_age_s": "1"}
+    fields |= {"source": "\x1b[31m", "confidence": "0.5", "mode": "\x1b[31m", "now": "1"}
+    fields |= {f"{n}_contrib": '{"\\u001b[31m":0.5}' for n in ("regime", "cluster", "signal", "time")}
+    client.xadd(PERFORMANCE, fields)
+    client.xadd("quantum:stream:allocation.target.proposed", {"symbol": S, "reason": "\x1b[31m\n"})
+    for style in ("table", "json"):
+        code, out, _ = call(capsys, environ, "explain", S, "--format", style)
+        assert code == 0
+        assert "\x1b" not in out
+
+
+def test_commands_that_look_once_look_to_the_end(
+    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Among 220,000 foreign keys a target is found by one cycle of the proposer and by diff-lanes."""
+    now = time.time()
+    for start in range(0, 220_000, 20_000):
+        client.mset({f"other:{i}": "" for i in range(start, start + 20_000)})
+    target(client, S, 500.0, 0.9, int(now))
+    run(any_server.url, "proposer", now=now)
+    assert newest(client, "quantum:stream:allocation.target.proposed")[S]["reason"] == "missing_eff"
+    assert S in call(capsys, environ, "diff-lanes")[1]
+
+
+def test_explain_of_a_cycle_that_was_repeated(
+    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same inputs and clock give the same cycle id: each member counts once, and the cluster cap is told."""
+    now = int(time.time())
+    client.hset("quantum:state:portfolio", mapping={"equity_usd": 1e5, "drawdown": 0, "timestamp": now})
+    for s in ("AAUSDT", S, "CCUSDT"):
+        client.hset(LIVE.budget(s), mapping={"budget_usd": "900", "timestamp": now})
+    for _ in range(3):
+        run(any_server.url, "allocation", now=float(now))
+    found = json.loads(call(capsys, environ, "explain", S, "--format", "json")[1])["decisions"][2]
+    assert any(f["outcome"] == "the cluster cap" for f in found["would_change"])
 
 
 def test_explain_finds_a_decision_among_many(

@@ -217,19 +217,26 @@ def test_a_state_is_read_with_its_position() -> None:
     """States, position and counts; a symbol that cannot be read is named and begins anew."""
     fields = {**OWN, b"BTCUSDT": GOOD_STATE, b"ETHUSDT": b"oops", b"no symbol": GOOD_STATE, b"XUSDT": b"[" * 300_000}
     fields[b"DEEPUSDT"] = b"[" * 100_000
-    saved = state.decode(9, flat(fields), efficiency_state)
+    saved = state.decode(9, flat(fields), "fills", efficiency_state)
     assert (saved.refused, saved.pos, saved.cycle, saved.read) == ("", "5-1", 7, 3)
     assert saved.states == {"BTCUSDT": EfficiencyState(1.5, seen_ts=NOW)}
-    assert saved.malformed == ("DEEPUSDT", "ETHUSDT", "XUSDT", "no symbol")
-    save = state.saving("k", saved, {"BTCUSDT": GOOD_STATE.decode(), "SOLUSDT": "{}"}, "6-0", 4)
-    assert save.fields == {"SOLUSDT": "{}", "_pos": "6-0", "_cycle": "8", "_version": "1", "_read": "4"}
-    assert save.delete == ("DEEPUSDT", "ETHUSDT", "XUSDT", "no symbol")
-    assert "_read" not in state.saving("k", saved, {}, "6-0", None).fields
+    assert saved.malformed == (b"DEEPUSDT", b"ETHUSDT", b"XUSDT", b"no symbol")
+    save = state.saving("k", "fills", saved, {"BTCUSDT": GOOD_STATE.decode(), "SOLUSDT": "{}"}, "6-0", 4)
+    assert save.fields == {
+        "SOLUSDT": "{}",
+        "_pos": "6-0",
+        "_cycle": "8",
+        "_version": "1",
+        "_read": "4",
+        "_stream": "fills",
+    }
+    assert save.delete == (b"DEEPUSDT", b"ETHUSDT", b"XUSDT", b"no symbol")
+    assert "_read" not in state.saving("k", "fills", saved, {}, "6-0", None).fields
 
 
 def test_the_first_start_has_nothing() -> None:
     """No hash: from the stream's beginning."""
-    saved = state.decode(0, [], efficiency_state)
+    saved = state.decode(0, [], "fills", efficiency_state)
     assert (saved.refused, saved.pos, saved.cycle, saved.read, saved.states) == ("", "0-0", 0, None, {})
 
 
@@ -238,28 +245,29 @@ def test_the_first_start_has_nothing() -> None:
     [
         (1, Failed("WRONGTYPE"), "cannot be read: WRONGTYPE"),
         (Failed("WRONGTYPE"), [], "cannot be read: WRONGTYPE"),
-        (10_005, [], "more than"),
+        (10_006, [], "more than"),
         (None, [], "more than"),
         (1, flat({**OWN, b"_version": b"2"}), "_version is '2'"),
         (1, flat({b"BTCUSDT": GOOD_STATE}), "_version is ''"),
         (1, flat({**OWN, b"_pos": b"x"}), "_pos is 'x'"),
         (1, flat({b"_version": b"1"}), "_pos is ''"),
+        (1, flat({**OWN, b"_stream": b"others"}), "is of stream 'others': to follow 'fills'"),
     ],
 )
 def test_a_state_that_cannot_be_trusted_stops_the_service(size: Reply, reply: Reply, why: str) -> None:
     """Another type, too large, an unknown version, no position: refused, in one sentence."""
-    assert why in state.decode(size, reply, efficiency_state).refused
+    assert why in state.decode(size, reply, "fills", efficiency_state).refused
 
 
 @given(st.dictionaries(st.binary(max_size=12), st.binary(max_size=40), max_size=6))
 def test_reading_a_state_is_total(fields: dict[bytes, bytes]) -> None:
     """(1) Any bytes in a state hash."""
-    saved = state.decode(len(fields), flat({**OWN, **fields}), AttributionState.of_text)
+    saved = state.decode(len(fields), flat({**OWN, **fields}), "fills", AttributionState.of_text)
     assert saved.refused or all(isinstance(s, AttributionState) for s in saved.states.values())
 
 
 @pytest.mark.parametrize("raw", [b"", b"x", b"-1", b"9" * 30, "１".encode()])
 def test_counts_that_are_none(raw: bytes) -> None:
     """A count of entries that cannot be read is not known; the cycle's number begins anew."""
-    saved = state.decode(4, flat({**OWN, b"_read": raw, b"_cycle": raw}), efficiency_state)
+    saved = state.decode(4, flat({**OWN, b"_read": raw, b"_cycle": raw}), "fills", efficiency_state)
     assert (saved.read, saved.cycle, saved.refused) == (None, 0, "")

@@ -281,6 +281,32 @@ def test_ports_and_cadences_are_those_of_the_contract() -> None:
     assert all((n, s.port) == (s.SERVICE, s.DEFAULT_PORT) for n, s in found.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "service", "text", "good"),
+    [
+        ("EXECUTION_STREAM", "efficiency", "quantum:stream:execution.result", True),
+        ("EXECUTION_STREAM", "attribution", "fills", True),
+        ("EXECUTION_STREAM", "attribution", "quantum:stream:fills", True),
+        ("EXECUTION_STREAM", "attribution", "quantum:stream:execution.deadletter", False),
+        ("EXECUTION_STREAM", "feed", "quantum:kill", False),
+        ("EXECUTION_STREAM", "feed", "quantum:stream:market.bars:BTCUSDT", False),
+        ("EFFICIENCY_STREAM", "efficiency", "quantum:stream:execution.result", False),
+        ("EFFICIENCY_STREAM", "efficiency", "quantum:stream:apply.plan", False),
+        ("PROPOSE_STREAM_NAME", "proposer", "quantum:stream:execution.result", False),
+        ("PROPOSE_STREAM_NAME", "proposer", "two words", False),
+        ("PROPOSE_STREAM_NAME", "proposer", "quantum:stream:allocation.target.proposed", True),
+        ("STREAM_PLANS", "feed", "quantum:universe", False),
+    ],
+)
+def test_a_stream_setting_names_no_key_of_another(name: str, service: str, text: str, good: bool) -> None:
+    """A mistyped stream reaches no key of ours that is no stream, and no stream of another service."""
+    if good:
+        assert load([service], {name: text}).warnings == ()
+    else:
+        (error,) = errors_of({name: text}, [service])
+        assert error.startswith(f"{name}='{text}': expected the name of a stream")
+
+
 def test_metrics_port_is_the_port_of_a_service_without_a_variable_of_its_own() -> None:
     """METRICS_PORT moves portfolio and leaves allocation, which has P29_METRICS_PORT."""
     assert load(["portfolio"], {"METRICS_PORT": "9100"}).services["portfolio"].port == 9100

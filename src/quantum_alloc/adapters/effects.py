@@ -45,7 +45,7 @@ class HashSet:
     key: str
     fields: Mapping[str, str]
     ttl_s: int | None = None
-    delete: tuple[str, ...] = ()
+    delete: tuple[str | bytes, ...] = ()
 
     def commands(self) -> list[Command]:
         """HSET, HDEL and EXPIRE."""
@@ -93,7 +93,24 @@ class SetAdd:
         return [("SADD", self.key, *self.members)]
 
 
-Effect: TypeAlias = HashSet | StreamAdd | SetAdd
+@dataclass(frozen=True, slots=True)
+class SetRemove:
+    """Members taken out of a set.
+
+    Attributes:
+        key: the set.
+        members: texts, at least one.
+    """
+
+    key: str
+    members: tuple[str, ...]
+
+    def commands(self) -> list[Command]:
+        """SREM."""
+        return [("SREM", self.key, *self.members)]
+
+
+Effect: TypeAlias = HashSet | StreamAdd | SetAdd | SetRemove
 Group: TypeAlias = tuple[Effect, ...]
 """Effects that are applied together or not at all."""
 

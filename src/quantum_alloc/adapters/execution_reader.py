@@ -2,10 +2,11 @@
 
     read(pos, now) -> Batch     executions by symbol, entries set aside, the new position, what was missed
 
-Pages are decoded as they come, so that only executions are held. A cycle takes at most so many entries, and stops after
-16 MB; what is left waits for the next cycle. Entries that were trimmed or deleted before they were read are counted by
-the stream's own count of entries ever added, where the server keeps one (Redis 7 and later). A stream that was
-deleted and begun again is gone on with at the old position, and counted.
+Pages are decoded as they come, so that only executions are held. The first page is small and the next twice as long
+while its entries are, so that a flood of megabytes is met a few at a time. A cycle takes at most so many entries, and
+stops after 16 MB; what is left waits for the next cycle. Entries that were trimmed or deleted before they were read are
+counted by the stream's own count of entries ever added, where the server keeps one (Redis 7 and later). A stream that
+was deleted and begun again is gone on with at the old position, and counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from quantum_alloc.adapters.executions import Rejected
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.core import Execution
 
-PAGE_ENTRIES = 100
+FIRST_PAGE_ENTRIES = 4
+PAGE_ENTRIES = 128
+PAGE_BYTES = 256 * 1024
 CYCLE_BYTES = 16 * 1024 * 1024
 
 
@@ -99,9 +102,10 @@ def take(
     letters: list[Mapping[str, str]] = []
     counts: dict[str, int] = {}
     taken = size = 0
-    start, drained = pos, False
+    start, drained, room = pos, False, FIRST_PAGE_ENTRIES
     while limit is None or (taken < limit and size < CYCLE_BYTES):
-        count = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - taken)
+        count = room if limit is None else min(room, limit - taken)
+        size_before = size
         page = store.read([("XRANGE", stream, f"({pos}", "+", "COUNT", count)])[0]
         if not isinstance(page, list):
             code = page.code if isinstance(page, Failed) else "unexpected reply"
@@ -120,6 +124,7 @@ def take(
                 result = "other_symbol"
             counts[result] = counts.get(result, 0) + 1
         taken += len(page)
+        room = min(2 * room, PAGE_ENTRIES) if size - size_before < PAGE_BYTES else max(1, room // 4)
         if len(page) < count:
             drained = True
             break
@@ -127,8 +132,9 @@ def take(
     missed, known = 0, None
     if added is not None:
         before = 0 if begun_again else read
-        if before is None:  # a first start counts from here
-            known = added if drained else None
+        if before is None:  # a first start counts from where nothing was added while it read
+            same = not taken or executions.entry_id(pos.encode()) == last_id
+            known = added if drained and same else None
         else:
             missed = max(0, added - before - taken) if drained else 0
             known = max(added, before + taken) if drained else before + taken

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from quantum_alloc.adapters.effects import Effect, Group, HashSet, StreamAdd, in_groups
+from quantum_alloc.adapters.effects import Effect, Group, HashSet, SetRemove, StreamAdd, in_groups
 from quantum_alloc.adapters.writes import SYMBOLS_PER_GROUP, Target, stamp, universe_effects
 from quantum_alloc.core import (
     AttributionCycle,
@@ -22,6 +22,8 @@ from quantum_alloc.core import (
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
 
 DEAD_LETTERS = "execution.deadletter"
+UNIVERSE_LIMIT = 10_000
+"""Symbols that come from executions alone are added to the universe up to so many, and taken out when forgotten."""
 ATTRIBUTION_HASH = (
     "performance_factor", "alpha_score", "confidence", "window", "source", "lkg_age_s", "last_exec_ts", "mode",
     "regime_contrib", "cluster_contrib", "signal_contrib", "time_contrib",
@@ -37,9 +39,28 @@ PROPOSAL_HASH = (
 )  # fmt: skip
 
 
-def _grouped(first: Sequence[Effect], per_symbol: Sequence[Sequence[Effect]]) -> tuple[Group, ...]:
+def _grouped(
+    first: Sequence[Effect], per_symbol: Sequence[Sequence[Effect]], more: Sequence[Effect] = ()
+) -> tuple[Group, ...]:
     groups = in_groups(per_symbol, SYMBOLS_PER_GROUP) or ((),)
-    return ((*first, *groups[0]), *groups[1:])
+    return ((*first, *groups[0]), *in_groups([[e] for e in more], SYMBOLS_PER_GROUP), *groups[1:])
+
+
+def _names(symbols: Sequence[str], dropped: Sequence[str], known: frozenset[str], to: Target) -> tuple[Effect, ...]:
+    """What keeps the universe as small as what is remembered."""
+    gone = tuple(s for s in dropped if s in known)
+    room = max(0, UNIVERSE_LIMIT - len(known) + len(gone))
+    new = [s for s in symbols if s not in known][:room]
+    added = universe_effects(new, known, to.keys)
+    return (*added, SetRemove(to.keys.universe, gone)) if gone else added
+
+
+def _first_group(
+    state: HashSet, dead: Sequence[Effect], names: Sequence[Effect], per_symbol: Sequence[Sequence[Effect]]
+) -> tuple[Group, ...]:
+    """State and position first; a flood of dead letters is cut into transactions of its own."""
+    some, more = dead[:SYMBOLS_PER_GROUP], dead[SYMBOLS_PER_GROUP:]
+    return _grouped([state, *some, *names], per_symbol, more)
 
 
 def letters(entries: Sequence[Mapping[str, str]], to: Target) -> list[Effect]:
@@ -95,8 +116,9 @@ def attribution_effects(
         when,
         {},
     )
-    first = universe_effects([d.symbol for d in cycle.decisions], known, to.keys)
-    return _grouped([state, *letters(dead, to), *first], per_symbol)
+    return _first_group(
+        state, letters(dead, to), _names([d.symbol for d in cycle.decisions], cycle.dropped, known, to), per_symbol
+    )
 
 
 def efficiency_effects(
@@ -128,8 +150,9 @@ def efficiency_effects(
         when,
         {"version": EFFICIENCY_RULES},
     )
-    first = universe_effects([d.symbol for d in cycle.decisions], known, to.keys)
-    return _grouped([state, *letters(dead, to), *first], per_symbol)
+    return _first_group(
+        state, letters(dead, to), _names([d.symbol for d in cycle.decisions], cycle.dropped, known, to), per_symbol
+    )
 
 
 def proposal_effects(cycle: ProposalCycle, to: Target, stream: str, known: frozenset[str]) -> tuple[Group, ...]:

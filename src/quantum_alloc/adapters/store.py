@@ -3,6 +3,8 @@
 - A batch is packed beforehand, sent in chunks with two in flight, and answered as a list; no command waits for another.
 - Time-outs are 200 ms. A read is tried once more on a fresh connection when the old one turned out to be closed; a
   write is never sent twice.
+- What a WATCH guards is lost with its connection: until the next EXEC, a batch that would go out on another one is
+  refused as a conflict.
 - A server's refusal of one key (WRONGTYPE) is a ``Failed`` reply; a refusal that concerns every key (LOADING, OOM,
   NOAUTH and their like), and every trouble of the connection, is a ``StoreError``.
 
@@ -117,6 +119,8 @@ class Store:
             client_name="quantum-alloc",
             **secret,
         )
+        self._connects = 0
+        self._watching: tuple[int, int] | None = None
 
     def read(self, commands: Sequence[Command]) -> list[Reply]:
         """The replies to a batch of reading commands, in order.
@@ -181,7 +185,23 @@ class Store:
         try:
             connection: Any = self._pool.get_connection()
         except (RedisError, OSError) as error:
+            self._watching = None
             raise _store_error(error, self.shown) from None
+        connection.register_connect_callback(self._connected)
+        here = (id(connection), self._connects)
+        watches = any(command[0] == "WATCH" for command in commands)
+        if self._watching not in (None, here) and not watches:
+            self._watching = None
+            self._pool.release(connection)
+            raise StoreError("conflict", f"{self.shown}: the connection that watched the state is gone")
+        self._watching = here if watches else None if commands[-1][0] == "EXEC" else self._watching
+        return self._exchange(connection, commands)
+
+    def _connected(self, _: Any) -> None:
+        """Another socket: nothing is watched on it."""
+        self._connects += 1
+
+    def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Reply]:
         try:
             replies: list[Reply] = []
             sent = 0
@@ -192,6 +212,7 @@ class Store:
                     sent += len(chunk)
                 replies += [self._reply(connection) for _ in range(min(CHUNK_COMMANDS, sent - len(replies)))]
         except (RedisError, OSError) as error:
+            self._watching = None
             connection.disconnect()
             raise _store_error(error, self.shown) from None
         except BaseException:

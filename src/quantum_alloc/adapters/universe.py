@@ -2,8 +2,9 @@
 
 The set ``quantum:universe`` holds what our own writers write for; the scan finds what other programs write. KEYS is
 never used, and a scan does at most ``PAGES_PER_CYCLE`` pages a cycle, so that a server with millions of keys cannot
-hold a cycle up. Names that the symbol pattern refuses are counted; beyond the limit, symbols found by the scan come
-before those that only the set names, both in sort order, and the rest is counted.
+hold a cycle up; what looks once (``whole``) scans to the end. Names that the symbol pattern refuses are counted; beyond
+the limit, symbols found by the scan come before those that only the set names, both in sort order, and the rest is
+counted.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Universe:
         self._prefixes = tuple(prefixes)
         self._fixed = tuple(sorted(set(fixed)))
         self._limit = limit
+        self.whole = False
         self._due = float("-inf")
         self._left: list[str] = []
         self._cursor: bytes = b"0"
@@ -63,6 +65,7 @@ class Universe:
         self._refused_building = 0
         self._scanned: frozenset[str] = frozenset()
         self._refused = 0
+        self._beyond = self._beyond_building = 0
 
     @property
     def query(self) -> list[Command]:
@@ -86,13 +89,16 @@ class Universe:
         if now >= self._due or now < self._due - 2 * REFRESH_S:
             if not self._left and self._cursor == b"0":
                 self._left, self._building, self._refused_building = list(self._prefixes), set(), 0
+                self._beyond_building = 0
             self._scan(store)
             if not self._left:
                 self._scanned, self._refused = frozenset(self._building), self._refused_building
+                self._beyond = self._beyond_building
                 self._due = now + (REFRESH_S if self._scanned else 0.0)  # nothing found: look again at once
-        first = sorted(self._scanned)[: self._limit]
-        rest = sorted(named - self._scanned)[: self._limit - len(first)]
-        dropped = len(self._scanned | named) - len(first) - len(rest)
+        scanned = self._scanned or frozenset(self._building)  # a first scan that takes several cycles
+        first = sorted(scanned)[: self._limit]
+        rest = sorted(named - scanned)[: self._limit - len(first)]
+        dropped = len(scanned | named) - len(first) - len(rest) + self._beyond
         return Symbols(tuple(sorted([*first, *rest])), frozenset(named), refused + self._refused, dropped)
 
     def _members(self, store: Store, size: Reply) -> tuple[set[str], int]:
@@ -105,9 +111,9 @@ class Universe:
         return symbols_of(reply) if isinstance(reply, list) else (set(), 1)
 
     def _scan(self, store: Store) -> None:
-        for _ in range(PAGES_PER_CYCLE):
-            if not self._left:
-                return
+        pages = 0
+        while self._left and (self.whole or pages < PAGES_PER_CYCLE):
+            pages += 1
             prefix = self._left[0]
             reply = store.read([("SCAN", self._cursor, "MATCH", f"{prefix}*", "COUNT", PAGE_KEYS)])[0]
             if not (isinstance(reply, list) and isinstance(reply[0], bytes) and isinstance(reply[1], list)):
@@ -117,6 +123,10 @@ class Universe:
             rest = [k[cut:] for k in reply[1] if isinstance(k, bytes)]
             found, refused = symbols_of([name for name in rest if not name.startswith(_PROPOSED)])
             self._building |= found
+            most = self._limit * SET_LIMIT_FACTOR
+            if len(self._building) > 2 * most:  # somebody floods the key space
+                self._beyond_building += len(self._building) - most
+                self._building = set(sorted(self._building)[:most])
             self._refused_building += refused
             self._cursor = reply[0]
             if self._cursor == b"0":

@@ -41,6 +41,9 @@ TIME_ALIASES = ("ts", "timestamp", "ts_utc", "ts_epoch", "updated_ts")
 ENTRY_FIELDS_LIMIT = 64
 MAP_FIELDS_LIMIT = 10_000
 MAP_VALUE_LIMIT_BYTES = 256 * 1024
+MULTIPLIER_MAX = 10.0
+"""No proposer is allowed a greater multiplier: see P31_MAX_MULT."""
+FLOAT_MAX = 1.7976931348623157e308
 
 
 class Fields:
@@ -142,7 +145,7 @@ def _regime(f: Fields) -> Regime:
 
 def _attribution(f: Fields) -> Attribution:
     # the one number without a range: it is clamped
-    return Attribution(f.number("performance_factor", -1e308, 1e308), f.number_or_none("confidence", 0.0, 1.0))
+    return Attribution(f.number("performance_factor", -FLOAT_MAX, FLOAT_MAX), f.number_or_none("confidence", 0.0, 1.0))
 
 
 def _target(f: Fields) -> AllocationTarget:
@@ -154,7 +157,7 @@ def _efficiency(f: Fields) -> InLane[Efficiency]:
 
 
 def _proposal(f: Fields) -> InLane[Proposal]:
-    return InLane(Proposal(f.number("multiplier", 0.0, 1e6), f.word("reason")), f.lane("eff_lane"))
+    return InLane(Proposal(f.number("multiplier", 0.0, MULTIPLIER_MAX), f.word("reason")), f.lane("eff_lane"))
 
 
 PORTFOLIO = Schema("portfolio", "timestamp", ("equity_usd", "drawdown"), _portfolio)
@@ -166,6 +169,7 @@ BUDGET = Schema("budget", "timestamp", ("budget_usd",), lambda f: f.number("budg
 STRESS = Schema("cluster", "timestamp", ("stress",), lambda f: f.number("stress", 0.0, 1.0))
 ATTRIBUTION = Schema("performance", "ts_utc", ("performance_factor", "confidence"), _attribution)
 REGIME = Schema("regime", "timestamp", ("regime", "confidence"), _regime)
+FACTOR = Schema("proposed factor", "", ("proposed_factor",), lambda f: f.number("proposed_factor", 0.0, MULTIPLIER_MAX))
 PRIOR = Schema("prior", "", ("target_usd",), lambda f: f.number("target_usd", 0.0))
 TARGET = Schema("target", "timestamp", ("target_usd", "confidence"), _target)
 BASE_TARGET = Schema("target", "timestamp", ("target_usd",), lambda f: f.number("target_usd", 0.0))

@@ -109,7 +109,8 @@ def allocation_effects(
         fields = {**decision_fields(d, shared["cycle_id"], to.mode, cycle.params), **when}
         effects: list[Effect] = [StreamAdd(stream, fields, to.maxlen)]
         if hashes is not None:
-            names = ("target_usd", "weight", "cluster_id", "regime", "drawdown_zone", "confidence", "cycle_id", "mode")
+            names = ["target_usd", "weight", "cluster_id", "regime", "drawdown_zone", "confidence", "cycle_id", "mode"]
+            names += ["proposed_factor"] if cycle.params.use_proposed else []
             effects.append(HashSet(hashes.target(d.symbol), {**{n: fields[n] for n in names}, **when}, to.ttl_s))
         before = prior_usd.get(d.symbol)
         (raised if before is None or d.target_usd > before else lowered).append(effects)

@@ -287,6 +287,10 @@ def attribute(
     """
     p = params or DEFAULTS
     state = before
+    if len(before.window) > p.lookback_window:  # the setting was lowered
+        state = AttributionState(
+            before.window[-p.lookback_window :], before.alpha_score, before.last_exec_ts, before.seen_ts
+        )
     for fill in fills[:-RECORDED_FILLS]:
         state = advance(state, fill, p)
     recorded, last = state, tuple(fills[-RECORDED_FILLS:])

@@ -497,7 +497,7 @@ def efficiency_cycle(
         there = one.fills or any(r.state != Reason.MISSING for r in (one.attribution, one.target))
         if one.symbol not in states and not there:
             continue
-        before = states.get(one.symbol, NOTHING)
+        before = states.get(one.symbol, replace(NOTHING, seen_ts=now))
         made = attempt(one.symbol, partial(efficiency_step, before, one, p))
         if made is not None:
             after[one.symbol], decision = made

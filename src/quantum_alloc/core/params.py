@@ -107,4 +107,7 @@ def from_json(cls: type[Any], text: str) -> Any:
     names = {f.name for f in dataclasses.fields(cls)}
     if not isinstance(data, dict) or not names >= set(data):
         raise ValueError(f"not the parameters of {cls.__name__}")
-    return cls(**data)
+    try:
+        return cls(**data)
+    except TypeError as error:
+        raise ValueError(f"not the parameters of {cls.__name__}") from error

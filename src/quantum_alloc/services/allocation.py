@@ -66,11 +66,13 @@ class Sources:
         keys: the live names.
         shadow: names of the shadow lane where it is read; never in enforce.
         enforces: whether the targets count.
+        standing: names of the target hashes that this service writes; None where it writes none.
     """
 
     keys: Keys
     shadow: HashKeys | None
     enforces: bool
+    standing: HashKeys | None
 
 
 def _proposal(reply: Reply, now: float, limit_s: float, enforces: bool) -> tuple[Reading[Proposal], Lane]:
@@ -112,6 +114,9 @@ def read(
         [] if source.shadow is None else [wire.ATTRIBUTION.query(source.shadow.attribution(s)) for s in names],
         [wire.PROPOSAL.query(keys.proposed(s)) for s in (names if params.use_proposed else nobody)],
         [wire.PRIOR.query(keys.target(s)) for s in (names if wants_prior else nobody)],
+        []
+        if source.standing is None
+        else [wire.FACTOR.query(source.standing.target(s)) for s in (names if params.use_proposed else nobody)],
     ]
     batch: list[Command] = [] if too_large else [("HGETALL", keys.clusters)]
     replies = store.read([*batch, *(command for column in columns for command in column)])
@@ -120,7 +125,10 @@ def read(
     for column in columns:
         read_in.append(replies[: len(column)])
         replies = replies[len(column) :]
-    budgets, performance, aside, proposals, prior = read_in
+    budgets, performance, aside, proposals, prior, applied = read_in
+    # what stands in Redis is what the last cycle applied, also after a restart or a lost reply
+    stands = {s: wire.decode(wire.FACTOR, r, now, limit) for s, r in zip(names, applied, strict=False)}
+    before = {**factors, **{s: r.value for s, r in stands.items() if isinstance(r, Fresh)}}
 
     used = sorted({clusters.of[s] for s in names if s in clusters.of})
     stress: dict[str, Reading[float]] = {
@@ -143,7 +151,7 @@ def read(
                 wire.decode(wire.ATTRIBUTION, attribution, now, limit),
                 lane,
                 *proposal,
-                factors.get(symbol, 1.0),
+                before.get(symbol, 1.0),
             )
         )
     standing = (wire.decode(wire.PRIOR, r, now, limit) for r in prior)
@@ -227,7 +235,8 @@ def build(
         shadow_lane: whether in shadow the shadow lane counts where the live one is absent.
     """
     enforces = to.mode == ENFORCE
-    source = Sources(to.keys, ShadowKeys(to.keys.tag) if shadow_lane and not enforces else None, enforces)
+    aside = ShadowKeys(to.keys.tag) if shadow_lane and not enforces else None
+    source = Sources(to.keys, aside, enforces, to.hash_keys)
     factors: dict[str, float] = {}  # what the last cycle whose writes were acknowledged used of the proposals
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, AllocationCycle]:
@@ -237,8 +246,10 @@ def build(
         return allocation_effects(made, to, seen.symbols.known, seen.prior_usd)
 
     def told(seen: Seen, made: AllocationCycle, took_s: float) -> Told:
-        factors.clear()
-        factors.update({d.symbol: d.proposed_factor for d in made.decisions if d.proposed_factor != 1.0})
+        names = frozenset(seen.symbols.names)
+        for symbol in [s for s in factors if s not in names]:
+            del factors[symbol]
+        factors.update({d.symbol: d.proposed_factor for d in made.decisions})  # not of the skipped: theirs stand
         return tell(metrics, to.mode, seen, made, took_s)
 
     return Cycle(

@@ -25,6 +25,7 @@ from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.simulator import DEFAULT_SYMBOLS, simulate
 from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.adapters.wire import MAP_FIELDS_LIMIT as STATE_SYMBOLS
 from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import config_hash
@@ -157,7 +158,7 @@ def _feed(parts: Parts) -> tuple[AnyLoop, str]:
 def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(PortfolioOptions), parts.settings.common
     to = Target(maxlen=common.stream_maxlen)
-    universe = portfolio.universe_of(to.keys, common.symbols, common.max_symbols)
+    universe = _found(portfolio.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     cycle = portfolio.build(
         parts.store,
         parts.metrics,
@@ -173,10 +174,16 @@ def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
 def _budget(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(BudgetOptions), parts.settings.common
     to = Target(options.mode.value, maxlen=common.stream_maxlen)
-    universe = budget.universe_of(to.keys, common.symbols, common.max_symbols)
+    universe = _found(budget.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     params = options.params()
     cycle = budget.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _found(universe: Universe, parts: Parts) -> Universe:
+    """The universe of a service; one that runs a single cycle scans to the end."""
+    universe.whole = parts.once
+    return universe
 
 
 def _target(mode: str, ttl_s: int, common: CommonOptions) -> Target:
@@ -187,7 +194,7 @@ def _target(mode: str, ttl_s: int, common: CommonOptions) -> Target:
 def _allocation(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(AllocationOptions), parts.settings.common
     to = _target(options.mode.value, options.target_ttl_s, common)
-    universe = allocation.universe_of(to.keys, common.symbols, common.max_symbols)
+    universe = _found(allocation.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     params = options.params()
     cycle = allocation.build(
         parts.store, parts.metrics, universe, params, to, options.interval_s, shadow_lane=common.shadow_lane
@@ -198,7 +205,7 @@ def _allocation(parts: Parts) -> tuple[AnyLoop, str]:
 def _attribution(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(AttributionOptions), parts.settings.common
     to = _target(options.mode.value, options.attribution_ttl_s, common)
-    universe = attribution.universe_of(to.keys, common.symbols, common.max_symbols)
+    universe = _found(attribution.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     limit = None if parts.once else options.max_events
     follower = attribution.follower_of(options.execution_stream, limit, common.symbols, to.keys)
     params = options.params()
@@ -219,7 +226,7 @@ def _efficiency(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(EfficiencyOptions), parts.settings.common
     to = _target(options.mode.value, options.key_ttl_s, common)
     lane = common.shadow_lane
-    universe = efficiency.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane)
+    universe = _found(efficiency.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane), parts)
     limit = None if parts.once else options.max_events
     follower = efficiency.follower_of(options.execution_stream, limit, common.symbols, to.keys)
     params = options.params()
@@ -242,7 +249,7 @@ def _proposer(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(ProposerOptions), parts.settings.common
     to = _target("shadow", options.propose_ttl_s, common)
     lane = common.shadow_lane
-    universe = proposer.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane)
+    universe = _found(proposer.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane), parts)
     params = options.params()
     cycle = proposer.build(
         parts.store,

@@ -161,7 +161,7 @@ def build(
         if followed.saved.refused:
             return ()
         texts = {s: state.text() for s, state in made.states.items()}
-        save = saving(follower.key, followed.saved, texts, followed.batch.pos, followed.batch.read)
+        save = saving(follower.key, follower.stream, followed.saved, texts, followed.batch.pos, followed.batch.read)
         return efficiency_effects(made, save, followed.batch.letters, to, stream, seen.symbols.known)
 
     return Cycle(

@@ -26,9 +26,12 @@ from quantum_alloc.core.explain import (
 )
 from quantum_alloc.core.fields import Fields
 from quantum_alloc.core.reading import age_s
+from quantum_alloc.services.logs import escape
 from quantum_alloc.services.options import EfficiencyOptions, ProposerOptions, Settings
 from quantum_alloc.services.show import table
 
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What a record of another version or of another program can raise."""
 LOOK_BACK = 20_000
 PAGE = 500
 
@@ -133,7 +136,7 @@ def budget(store: Store, symbol: str, now: float) -> Explanation:
             f"volatility class {_x(raw['vol_regime'])}",
         )
         return Explanation("budget", says, _age(raw, now, "timestamp"), because, (), flips(budget_knobs(raw)), raw)
-    except (KeyError, ValueError) as error:
+    except UNREADABLE as error:
         return _foreign("budget", raw, error, _age(raw, now, "timestamp"))
 
 
@@ -160,7 +163,7 @@ def attribution(store: Store, symbol: str, now: float) -> Explanation:
         word = "has paid" if pf > 0.5 else "has cost" if pf < 0.5 else "has neither paid nor cost"
         says = f"Its capital {word}: performance {pf:.4g}, 0.5 is neutral (mode {r['mode']})."
         return Explanation("attribution", says, _age(r, now), tuple(because), (), flips(attribution_knobs(r)), r)
-    except (KeyError, ValueError) as error:
+    except UNREADABLE as error:
         return _foreign("attribution", r, error, _age(r, now))
 
 
@@ -179,7 +182,10 @@ def _cycle_of(store: Store, symbol: str) -> tuple[Fields | None, list[Fields]]:
             others.append(f)
     if mine is None:
         return None, []
-    return mine, [o for o in others if o.get("cycle_id") == mine.get("cycle_id") and o.get("symbol") != symbol]
+    cycle = mine.get("cycle_id")
+    # a cycle that was repeated with the same clock has the same id: each member once
+    once = {o.get("symbol", ""): o for o in others if o.get("cycle_id") == cycle and o.get("symbol") != symbol}
+    return mine, list(once.values())
 
 
 def allocation(store: Store, symbol: str, now: float) -> Explanation:
@@ -236,14 +242,14 @@ def allocation(store: Store, symbol: str, now: float) -> Explanation:
         says = f"It may hold {_x(r['target_usd'])} USD (mode {r['mode']})."
         turns = flips(allocation_knobs(of))
         return Explanation("allocation", says, _age(top, now), tuple(because), tuple(inputs), turns, r)
-    except (KeyError, ValueError) as error:
+    except UNREADABLE as error:
         return _foreign("allocation", r, error, _age(top, now))
 
 
 def _skipped(cycle: Fields | None, symbol: str) -> str:
     try:
         found = json.loads(cycle["skipped"]).get(symbol, "") if cycle is not None else ""
-    except (KeyError, ValueError, AttributeError):
+    except UNREADABLE:
         return ""
     return str(found)
 
@@ -285,7 +291,7 @@ def efficiency(store: Store, symbol: str, now: float, stream: str) -> Explanatio
         )
         says = f"Capital pressure {r['capital_pressure']} at score {_x(r['efficiency_score'])} (mode {r['mode']})."
         return Explanation("efficiency", says, _age(r, now), because, inputs, flips(efficiency_knobs(r)), r)
-    except (KeyError, ValueError) as error:
+    except UNREADABLE as error:
         return _foreign("efficiency", r, error, _age(r, now))
 
 
@@ -311,7 +317,7 @@ def proposal(store: Store, symbol: str, now: float, stream: str) -> Explanation:
         )
         says = f"It would hold {_x(r['proposed_target'])} USD if efficiency counted (always shadow)."
         return Explanation("proposer", says, _age(r, now), because, inputs, flips(proposal_knobs(r)), r)
-    except (KeyError, ValueError) as error:
+    except UNREADABLE as error:
         return _foreign("proposer", r, error, _age(r, now))
 
 
@@ -379,7 +385,7 @@ def text(symbol: str, found: Sequence[Explanation]) -> str:
     parts = [symbol]
     for e in found:
         age = "" if e.age_s is None else f", {ago(e.age_s)}"
-        lines = [f"{e.service}{age}: {e.says}", *(f"  {line}" for line in e.because)]
+        lines = [f"{e.service}{age}: {escape(e.says)}", *(f"  {escape(line)}" for line in e.because)]
         for rows in (e.inputs, flip_rows(e.flips)):
             if rows:
                 lines += ["", *(f"  {line}" for line in table(rows).splitlines())]

@@ -58,7 +58,8 @@ class Follower(Generic[S]):
         """
         size = store.read([("UNWATCH",), ("WATCH", self.key), ("HLEN", self.key)])[2]
         too_large = isinstance(size, int) and size > state.FIELDS_LIMIT
-        saved = state.decode(size, [] if too_large else store.read([("HGETALL", self.key)])[0], self.of_text)
+        fields = [] if too_large else store.read([("HGETALL", self.key)])[0]
+        saved = state.decode(size, fields, self.stream, self.of_text)
         if saved.refused:
             return Followed(saved, Batch("not read", saved.pos, saved.read))
         batch = take(

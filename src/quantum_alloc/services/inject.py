@@ -1,7 +1,7 @@
 """``quantum-alloc inject``: well-formed sample entries, for trying things out.
 
-What is written is what another program of the trading system would write, with ``origin`` = inject beside it; services
-take it for real. Attributions and efficiencies exist in both lanes, the rest only in the live one.
+What is written is what another program of the trading system would write; stream entries carry ``origin`` = inject
+beside it. Services take it for real. Attributions and efficiencies exist in both lanes, the rest only in the live one.
 """
 
 from __future__ import annotations
@@ -93,7 +93,6 @@ def attribution(where: Where, symbol: str, performance: float, confidence: float
         **{f"{name}_contrib": "{}" for name in ("regime", "cluster", "signal", "time")},
         "mode": where.mode,
         **stamp(where.now, "ts_utc"),
-        **ORIGIN,
     }
     return HashSet(where.keys.attribution(symbol), fields, where.settings.of(AttributionOptions).attribution_ttl_s)
 
@@ -126,7 +125,6 @@ def efficiency(where: Where, symbol: str, score: float, confidence: float) -> Ef
         "mode": where.mode,
         "ts": stamp(where.now)["ts"],
         "version": EFFICIENCY_RULES,
-        **ORIGIN,
     }
     return HashSet(where.keys.efficiency(symbol), fields, where.settings.of(EfficiencyOptions).key_ttl_s)
 

@@ -40,6 +40,7 @@ def symbols(store: Store, fixed: tuple[str, ...], limit: int, now: float) -> tup
     """
     prefixes = [key(keys, "") for keys in (LIVE, SHADOW) for _, _, key, _ in RECORDS]
     universe = Universe(LIVE, prefixes, fixed, limit)
+    universe.whole = True
     return universe.find(store, store.read(universe.query), now).names
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -57,17 +58,32 @@ def _share(env: str, default: float, help: str, *, hi: float = 1.0) -> Any:
     return var(env, default, lo=0, hi=hi, help=help)
 
 
-def is_stream(text: str) -> bool:
-    """Whether a text may name a stream: printable ASCII without spaces, and nothing of ours that is no stream.
+TAKEN_STREAMS = frozenset(
+    f"quantum:stream:{name}"
+    for name in (
+        "portfolio.state", "budget.violation", "regime.state", "alpha.attribution", "allocation.decision",
+        "allocation.cycle", "execution.result", "execution.deadletter", "capital.efficiency.decision",
+        "allocation.target.proposed", "apply.plan", "apply.plan.deadletter", "apply.result", "governor.events",
+    )
+)  # fmt: skip
+"""Streams of the contract: a setting may name its own default among them and no other."""
+
+
+def is_stream(default: str, text: str) -> bool:
+    """Whether a text may name a stream: plain ASCII without spaces, nothing of ours but a stream, and nobody else's.
 
     Args:
+        default: the setting's own stream.
         text: the setting.
 
-    >>> is_stream("quantum:stream:execution.result"), is_stream("quantum:kill"), is_stream("fills of today")
+    >>> fills = "quantum:stream:execution.result"
+    >>> is_stream(fills, fills), is_stream(fills, "quantum:kill"), is_stream(fills, "quantum:stream:apply.plan")
     (True, False, False)
     """
     plain = text.isascii() and text.isprintable() and not any(c.isspace() for c in text) and 0 < len(text) <= 200
-    return plain and (not text.startswith("quantum:") or text.removeprefix("quantum:").startswith("stream:"))
+    ours = text.startswith("quantum:") and not text.startswith("quantum:stream:")
+    bars = text.startswith("quantum:stream:market.bars:")
+    return plain and not ours and not bars and (text == default or text not in TAKEN_STREAMS)
 
 
 def stream_var(env: str, default: str, what: str) -> Any:
@@ -78,8 +94,8 @@ def stream_var(env: str, default: str, what: str) -> Any:
         default: the stream's name.
         what: it holds.
     """
-    wanted = "the name of a stream without spaces; under quantum: only quantum:stream:..."
-    return var(env, default, accepts=is_stream, expects=wanted, help=f"Stream of {what}.")
+    wanted = "the name of a stream without spaces; under quantum: only quantum:stream:..., and none of another service"
+    return var(env, default, accepts=partial(is_stream, default), expects=wanted, help=f"Stream of {what}.")
 
 
 EXECUTION_STREAM = "quantum:stream:execution.result"
@@ -262,7 +278,7 @@ class AttributionOptions:
     execution_stream: str = _executions()
     max_events: int = _events("P30_MAX_EVENTS_PER_LOOP")
     lookback_window: int = var(
-        "LOOKBACK_WINDOW", _P30.lookback_window, unit="executions", lo=1, hi=500, help="How many executions count."
+        "LOOKBACK_WINDOW", _P30.lookback_window, unit="executions", lo=1, hi=100, help="How many executions count."
     )
     pnl_scale_usd: float = var(
         "PNL_SCALE_USD", _P30.pnl_scale_usd, unit="USD", above=0, hi=1e12, help="Mean PnL at which alpha is 0.46."

@@ -81,7 +81,8 @@ def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]
     a, b, p = settings.of(AllocationOptions), settings.of(BudgetOptions), settings.of(PortfolioOptions)
     e, s1 = settings.of(EfficiencyOptions), settings.of(ProposerOptions)
     prefixes = (LIVE.budget(""), LIVE.position(""), LIVE.market(""), LIVE.target(""), LIVE.efficiency(""))
-    universe = Universe(LIVE, prefixes, settings.common.symbols)
+    universe = Universe(LIVE, prefixes, settings.common.symbols, settings.common.max_symbols)
+    universe.whole = True
     names = universe.find(store, store.read(universe.query), now).names
     rows = []
     shared = (
