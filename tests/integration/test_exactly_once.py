@@ -418,7 +418,7 @@ def test_large_entries_are_met_a_few_at_a_time(client: Client, any_server: Embed
 
 
 def test_a_symbol_with_nothing_but_malformed_inputs_has_a_score(client: Client, any_server: EmbeddedServer) -> None:
-    """An attribution that cannot be read is one: a score with its flag every cycle, and no coming and going of state."""
+    """An attribution that cannot be read is one: a score with its flag every cycle; state does not come and go."""
     store, clock = Store(any_server.url), SetClock(NOW)
     performance(client, "BTCUSDT", "NaN", 0.5, int(NOW))
     loop = efficiency_loop(store, clock, symbols=("BTCUSDT",))

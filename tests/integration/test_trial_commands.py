@@ -122,6 +122,28 @@ def test_mistakes_in_inject_write_nothing(
     assert client.dbsize() == 0
 
 
+def test_the_commands_are_kind_to_slips(
+    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Quantities and prices are above 0; diff-lanes takes symbols; --now goes with P31_RUN_ONCE; a proposer without a
+    base target says why and what to do."""
+    for flags in (("--qty", "0"), ("--qty", "-1"), ("--price", "0")):
+        assert "is not a number above 0" in call(capsys, environ, "inject", "plan", S, *flags)[2]
+    target(client, S, 500.0, 0.9, int(time.time()))
+    target(client, "ETHUSDT", 500.0, 0.9, int(time.time()))
+    out = call(capsys, environ, "diff-lanes", "ETHUSDT")[1]
+    assert "ETHUSDT" in out
+    assert S not in out
+    assert call(capsys, {**environ, "P31_RUN_ONCE": "1"}, "run", "efficiency", "--now", "1769577495")[0] == 0
+    code, _, err = call(capsys, environ, "run", "efficiency", "--now", "1769577495")
+    assert (code, "give --once too" in err) == (2, True)
+    client.delete(LIVE.target(S), LIVE.target("ETHUSDT"))
+    loud = {**environ, "LOG_LEVEL": "INFO"}
+    assert call(capsys, loud, "run", "proposer", "--once")[0] == 0
+    with pytest.raises(ValueError, match="two records"):
+        qa.recompute({"cycle_id": "c1", "symbol": S})
+
+
 def test_inject_tells_when_the_server_refuses(
     client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -136,11 +158,15 @@ def test_inject_tells_when_the_server_refuses(
         assert "cannot be reached" in err
 
 
-def test_explain_of_nothing_says_so(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """No record of any service: five sentences."""
+def test_explain_of_nothing_says_so(
+    client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No record of any service: one sentence; with one of them, the others say that they have none."""
     code, out, err = call(capsys, environ, "explain", S)
     assert (code, err) == (0, "")
-    assert out.count("There is no") == 5
+    assert out == f"Nothing is on record for {S}: status and diff-lanes show which symbols there are.\n"
+    client.hset(LIVE.budget(S), mapping={"budget_usd": "5", "timestamp": "5"})
+    assert call(capsys, environ, "explain", S)[1].count("There is no") == 4
 
 
 @pytest.fixture(scope="module")

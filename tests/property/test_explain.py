@@ -192,6 +192,20 @@ def test_allocation_without_the_others_tells_no_cluster_cap() -> None:
     assert ages == {"age of portfolio": 61.0, "age of budget": 61.0}
 
 
+def test_a_proposal_turns_what_it_moves() -> None:
+    """With use_proposed the multiplier and the age of a proposal are among what would turn a target."""
+    now = 1769577495
+    world = World(now).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.02, timestamp=now)
+    world = world.put("quantum:portfolio:budget:AAUSDT", budget_usd=15_000, timestamp=now)
+    world = world.put("quantum:allocation:target:proposed:AAUSDT", multiplier="1.05", reason="ok", ts_epoch=now)
+    result = memory(world, qa.AllocationParams(use_proposed=True))
+    found = {
+        (f.input, f.side): f for f in holds(allocation_knobs(allocated(result.cycle, result.decisions["AAUSDT"], [])))
+    }
+    assert found["proposed multiplier", "down"].at == 1.0
+    assert found["age of proposal", "up"].at == 61.0
+
+
 def test_an_exempt_symbol_has_no_cluster_cap() -> None:
     """A group that the policy exempts has no cluster cap to turn."""
     world = World(1769577495).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.02, timestamp=1769577495)

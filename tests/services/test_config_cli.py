@@ -42,6 +42,16 @@ def check_file(path: Path, text: str, *names: str) -> tuple[int, str]:
     return code, out
 
 
+def test_warnings_are_told_beside_errors() -> None:
+    """A mode that is none and a retired variable are warned of, errors or not."""
+    environ = {"REDIS_PASSWORD": "s", "P30_MODE": "on", "P31_PORT": "0"}
+    code, out, _ = run("check", environ=environ)
+    assert code == 78
+    assert [line.split(":")[0] for line in out.splitlines()[:-1]] == ["error", "warning", "warning"]
+    assert "P30_MODE='on'" in out
+    assert "REDIS_PASSWORD: retired" in out
+
+
 def test_a_good_environment_passes() -> None:
     """No finding is exit code 0 and one line."""
     code, out, err = run("check", environ={"P29_MODE": "enforce", "P29_INTERVAL_SEC": "2"})

@@ -281,6 +281,25 @@ def test_ports_and_cadences_are_those_of_the_contract() -> None:
     assert all((n, s.port) == (s.SERVICE, s.DEFAULT_PORT) for n, s in found.items())
 
 
+def test_two_services_of_a_process_cannot_share_a_port() -> None:
+    """A port given twice is told with both variables; alone, or in processes of their own, it is fine."""
+    clash = {"P31_PORT": "8065"}
+    (error,) = errors_of(clash, ["efficiency", "proposer"], together=True)
+    assert error == "METRICS_PORT=8065: efficiency listens there too (P31_PORT): choose another port for one of them"
+    (error,) = errors_of({"P31_HEALTH_PORT": "8059"}, ["allocation", "efficiency"], together=True)
+    assert error.startswith("P31_HEALTH_PORT=8059: allocation listens there too (P29_METRICS_PORT)")
+    assert load(["efficiency"], clash).warnings == ()
+    assert load(["efficiency", "proposer"], clash, together=False).warnings == ()
+
+
+@pytest.mark.parametrize(("slip", "meant"), [("SHADOWLANE", "SHADOW_LANE"), ("PAPERBOOK", "PAPER_BOOK")])
+def test_an_underscore_too_few_or_too_many_is_a_slip(slip: str, meant: str) -> None:
+    """A known name but for its underscores is an error that names it."""
+    (error,) = errors_of({slip: "1"}, ["allocation"])
+    assert error == f"{slip}: no service knows this variable; did you mean {meant}?"
+    assert load(["allocation"], {"LOGLEVEL": "1", "METRICSPORT": "1", "REDISHOST": "x"}).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("name", "service", "text", "good"),
     [

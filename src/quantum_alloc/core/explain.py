@@ -21,6 +21,7 @@ from typing import Any
 from quantum_alloc.core.allocation import (
     AllocationDecision,
     Attribution,
+    Proposal,
     SharedInputs,
     SymbolInputs,
     allocate,
@@ -368,6 +369,9 @@ def allocation_knobs(of: Allocated) -> tuple[Knob, ...]:
     def attribution_of(changed: Attribution) -> AllocationDecision:
         return decide(replace(inputs, attribution=_with(inputs.attribution, changed)), shared, standing)
 
+    def proposal_of(x: float) -> AllocationDecision:
+        return decide(replace(inputs, proposal=_with(inputs.proposal, Proposal(x))), shared, standing)
+
     caps: dict[str, Callable[[AllocationDecision], str]] = {"the symbol cap": _symbol_cap}
     if capped_together:
         caps["the cluster cap"] = _cluster_cap
@@ -415,12 +419,16 @@ def allocation_knobs(of: Allocated) -> tuple[Knob, ...]:
         confidence = 1.0 if known.confidence is None else known.confidence
         step = through(lambda x: attribution_of(Attribution(known.performance_factor, x)), sign)
         knobs.append(Knob("confidence of performance", "", confidence, 0.0, 1.0, step))
+    if p.use_proposed and trusted and isinstance(inputs.proposal, Fresh) and inputs.proposal.value.reason == "ok":
+        step = through(proposal_of, {"the proposal": _proposed})
+        knobs.append(Knob("proposed multiplier", "", inputs.proposal.value.multiplier, 0.0, 10.0, step))
     ages: tuple[tuple[str, Reading[Any], str], ...] = (
         ("portfolio", shared.portfolio, "too old, and nothing is written"),
         ("budget", inputs.budget_usd, "too old, and other factors are 1"),
         ("regime", shared.regime, "too old, and its factor is 1"),
         ("cluster stress", inputs.stress, "too old, and its factor is 1"),
         ("performance", inputs.attribution, "too old, and its factor is 1"),
+        ("proposal", inputs.proposal, "too old, and its factor is 1"),
     )
     for name, reading, unused in ages:
         knobs += _age(name, reading, p.stale_data_s, "used", unused)
@@ -449,6 +457,10 @@ def _stress(d: AllocationDecision) -> float:
 
 def _clamped(x: float, low: float, high: float) -> str:
     return "at its smallest" if x <= low else "at its greatest" if x >= high else "1 - stress"
+
+
+def _proposed(d: AllocationDecision) -> str:
+    return "raises" if d.proposed_factor > 1.0 else "lowers" if d.proposed_factor < 1.0 else "is neutral"
 
 
 def _performance(d: AllocationDecision) -> str:

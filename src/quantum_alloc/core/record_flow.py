@@ -272,6 +272,8 @@ def again(record: Fields) -> FlowDecision:
     Raises:
         ValueError, KeyError: not a record of these rules.
     """
+    if "cycle_id" in record:
+        raise ValueError("an allocation decision is made again from two records: its cycle's and its own")
     rules = record["rules"]
     if rules not in _KINDS:
         raise ValueError(f"rules {rules!r} are not known here; this version knows {', '.join(_KINDS)}")

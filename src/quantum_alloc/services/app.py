@@ -51,6 +51,7 @@ from quantum_alloc.services.options import (
     PortfolioOptions,
     ProposerOptions,
     Settings,
+    port_variables,
 )
 
 AnyLoop = Loop[Any, Any, Any]
@@ -341,9 +342,8 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
     try:
         for loop, about, _ in built:
             options, host = settings.services[loop.cycle.name], settings.common.metrics_host
-            more = (options.health_port,) if isinstance(options, EfficiencyOptions) else ()
-            for port in (options.port, *more):
-                servers.append(http.serve(host, port, http.routes(loop, about), loop.cycle.name))
+            for name, port in port_variables(options).items():
+                servers.append(http.serve(host, port, http.routes(loop, about), loop.cycle.name, name))
                 log.info("%s serves /metrics /health /ready on %s:%d", loop.cycle.name, host, port)
         threads = [Thread(target=loop.run, args=(stop,), name=loop.cycle.name, daemon=True) for loop, _, _ in built]
         alive = Watchdog([loop for loop, _, _ in built])

@@ -130,19 +130,19 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     strange = [n for n in args.names if n not in app.SERVICES]
     if strange:
         raise Mistake(f"{strange[0]!r} is not a service: there are {', '.join(app.SERVICES)}")
-    if args.now is not None and not args.once:
-        raise Mistake("--now sets the clock of one cycle: give --once too")
     if (args.candles or args.speed is not None or args.seed is not None or args.strict) and "feed" not in args.names:
         raise Mistake(
             "--candles, --seed, --speed and --strict belong to the service feed, which is not among the names"
         )
     settings = load(args.names, _with_candle_flags(args, environ))
+    once = args.once or any(isinstance(o, EfficiencyOptions) and o.run_once for o in settings.services.values())
+    if args.now is not None and not once:
+        raise Mistake("--now sets the clock of one cycle: give --once too")
     logs.set_up(settings.common.log_level, settings.common.log_format)
     for warning in settings.warnings:
         app.log.warning("%s", warning)
     clock: Clock = WallClock() if args.now is None else SetClock(args.now)
-    once_by_setting = any(isinstance(o, EfficiencyOptions) and o.run_once for o in settings.services.values())
-    if not (args.once or once_by_setting):
+    if not once:
         app.run_for_good(args.names, settings, clock)
         return DONE
     trouble = app.run_once(args.names, settings, clock)
@@ -180,7 +180,8 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             where = [
                 f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {kept})",
                 f"Try: redis-cli -s {server.socket} hgetall quantum:allocation:target:{outcome.symbols[0]}",
-                f"     REDIS_URL={server.url} quantum-alloc status",
+                f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
+                f"     quantum-alloc explain {outcome.symbols[0]}   (in the virtual environment: . .venv/bin/activate)",
             ]
         if args.format == "json":
             found = demo_view.as_dict(outcome)

@@ -93,13 +93,16 @@ def check(
             return BAD_SETTINGS
         environ, errors = parse(text)
     settings: Settings | None = None
+    warnings: Sequence[str] = ()
     try:
         settings = _load(args.names, environ)
+        warnings = settings.warnings
     except SettingsError as error:
         errors += error.errors
+        warnings = error.warnings
     for text in errors:
         print(f"error: {text}", file=out)
-    for text in settings.warnings if settings else ():
+    for text in warnings:
         print(f"warning: {text}", file=out)
     if errors or settings is None:
         print(f"{len(errors)} error{'s' if len(errors) != 1 else ''}: nothing would start.", file=out)

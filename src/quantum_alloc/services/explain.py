@@ -153,12 +153,14 @@ def attribution(store: Store, symbol: str, now: float) -> Explanation:
     try:
         because = [
             f"performance {_x(r['performance_factor'])} of alpha score {_x(r['alpha_score'])} "
-            f"over {r['window']} executions with a PnL",
+            f"over executions with a PnL: {r['window']}",
             f"the last execution was {r['lkg_age_s']} s before: source {r['source']}, confidence {_x(r['confidence'])}",
         ]
         for name in ("regime", "cluster", "signal", "time"):
             parts = json.loads(r[f"{name}_contrib"])
-            because.append(f"by {name}: " + ", ".join(f"{k} {v:+.2f}" for k, v in parts.items()))
+            because.append(
+                f"share of all PnL moved, by {name}: " + ", ".join(f"{k} {v:+.2f}" for k, v in parts.items())
+            )
         pf = float(r["performance_factor"])
         word = "has paid" if pf > 0.5 else "has cost" if pf < 0.5 else "has neither paid nor cost"
         says = f"Its capital {word}: performance {pf:.4g}, 0.5 is neutral (mode {r['mode']})."
@@ -238,6 +240,8 @@ def allocation(store: Store, symbol: str, now: float) -> Explanation:
         ]
         if "proposal_state" in r:
             told = r["proposal_multiplier"] and f"{_x(r['proposal_multiplier'])}, reason {r['proposal_reason']}"
+            if r["proposal_state"] == "missing" and r["proposal_lane"] == "shadow":
+                told = "made from the shadow lane: not used in enforce"
             inputs.append(_input("proposal", told, r, "proposal", at, r["proposal_lane"]))
         says = f"It may hold {_x(r['target_usd'])} USD (mode {r['mode']})."
         turns = flips(allocation_knobs(of))
@@ -263,7 +267,9 @@ def _caps(r: Fields, top: Fields) -> str:
         "symbol+cluster": f"both caps bind: {_x(r['symbol_cap_usd'])} USD, then x {float(r['cluster_ratio']):.6g}",
     }.get(r["bound"], r["bound"])
     if group is not None:
-        told += f"; symbol cap {_x(r['symbol_cap_usd'])} USD, group {r['cluster_id']} sums to {_x(repr(group))} USD"
+        cap = float(top["equity_usd"]) * float(json.loads(top["params"])["max_cluster_pct"])
+        told += f"; symbol cap {_x(r['symbol_cap_usd'])} USD, group {r['cluster_id']} sums to {_x(repr(group))} "
+        told += f"of {_x(repr(cap))} USD"
     return told
 
 
@@ -274,10 +280,10 @@ def efficiency(store: Store, symbol: str, now: float, stream: str) -> Explanatio
         return Explanation("efficiency", "There is none on record.")
     try:
         at = float(r["now"])
-        target = f"{_x(r['p29_target_usd'])} USD" if r["p29_target_usd"] else "never seen"
+        target = f"{_x(r['p29_target_usd'])} USD" if r["p29_target_usd"] else "none yet"
         because = (
             f"score {_x(r['efficiency_score'])} = performance {_x(r['p30_perf'])} over 1 + penalties of volatility "
-            f"{_x(r['volatility_ewma'])} USD and losses {_x(r['dd_proxy'])} USD a target {target}, "
+            f"{_x(r['volatility_ewma'])} USD and losses {_x(r['dd_proxy'])} USD over a target of {target}, "
             f"hold {_x(r['hold_time_penalty'])}",
             f"average {_x(r['efficiency_ewma'])}, confidence {_x(r['confidence'])}, "
             f"weight {_x(r['reallocation_weight'])}, flags {r['stale_flags'] or 'none'}",
@@ -364,11 +370,11 @@ def ago(age_s: int) -> str:
 
 
 def flip_rows(turns: Sequence[Flip]) -> list[dict[str, Any]]:
-    """Turns as rows for people."""
+    """Turns as rows for people: what it was with six digits, what it would have to be exactly."""
     return [
         {
             "if only": f.input,
-            "were": f"{exact(f.value, f.unit)} -> {exact(f.at, f.unit)}",
+            "were": f"{exact(float(f'{f.value:.6g}'), f.unit)} -> {exact(f.at, f.unit)}",
             "then": f"{f.outcome} {f.before} -> {f.after}",
         }
         for f in turns
@@ -382,6 +388,8 @@ def text(symbol: str, found: Sequence[Explanation]) -> str:
         symbol: the symbol.
         found: one explanation a service.
     """
+    if not any(e.record for e in found):
+        return f"Nothing is on record for {symbol}: status and diff-lanes show which symbols there are."
     parts = [symbol]
     for e in found:
         age = "" if e.age_s is None else f", {ago(e.age_s)}"

@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-def serve(host: str, port: int, pages: Mapping[str, Callable[[], Answer]], what: str) -> _Server:
+def serve(host: str, port: int, pages: Mapping[str, Callable[[], Answer]], what: str, variable: str) -> _Server:
     """Open the port and answer in a thread.
 
     Args:
@@ -102,6 +102,7 @@ def serve(host: str, port: int, pages: Mapping[str, Callable[[], Answer]], what:
         port: port; 0 for any.
         pages: by path.
         what: the service, for the message.
+        variable: the setting that moves the port, for the message.
 
     Raises:
         PortTaken: it cannot be opened.
@@ -109,9 +110,8 @@ def serve(host: str, port: int, pages: Mapping[str, Callable[[], Answer]], what:
     try:
         server = _Server((host, port), _Handler)
     except OSError as error:
-        raise PortTaken(
-            f"{what} cannot open {host}:{port} ({error.strerror}): end what holds it, or choose another port"
-        ) from None
+        why = f"{what} cannot open {host}:{port} ({error.strerror})"
+        raise PortTaken(f"{why}: end what holds it, or choose another port with {variable}") from None
     server.pages = pages
     Thread(target=server.serve_forever, args=(0.1,), name=f"http-{what}", daemon=True).start()
     return server

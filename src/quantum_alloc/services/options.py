@@ -144,6 +144,31 @@ class Settings:
         raise KeyError(group.__name__)
 
 
+def port_variables(options: ServiceOptions) -> dict[str, int]:
+    """The ports that a service opens, by the variable that moves each.
+
+    Args:
+        options: its settings.
+    """
+    named = {v.field: v.spec.env for v in variables(type(options))}
+    return {named[f]: getattr(options, f) for f in ("port", "health_port") if f in named}
+
+
+def _distinct_ports(services: Sequence[ServiceOptions]) -> None:
+    taken: dict[int, tuple[str, str]] = {}
+    errors = []
+    for options in services:
+        for name, port in port_variables(options).items():
+            if port in taken:
+                other, theirs = taken[port]
+                errors.append(
+                    f"{name}={port}: {other} listens there too ({theirs}): choose another port for one of them"
+                )
+            taken.setdefault(port, (options.SERVICE, name))
+    if errors:
+        raise SettingsError(errors)
+
+
 def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = True) -> Settings:
     """Read the settings of services.
 
@@ -161,6 +186,8 @@ def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = T
     groups = {name: GROUPS[name] for name in names}
     several = together and len(groups) > 1
     loaded = read([RedisOptions, CommonOptions, *groups.values()], environ, known=KNOWN, several=several)
+    if together:
+        _distinct_ports([loaded.get(group) for group in groups.values()])
     return Settings(
         loaded.get(RedisOptions),
         loaded.get(CommonOptions),

@@ -61,7 +61,7 @@ def read(
     return Seen(now, symbols, tuple(inputs))
 
 
-def tell(m: Metrics, mode: str, seen: Seen, made: ProposalCycle) -> Told:
+def tell(m: Metrics, mode: str, seen: Seen, made: ProposalCycle, *, shadow_lane: bool) -> Told:
     """Metrics and the cycle's line."""
     m.add("p29_shadow_loops_total")
     m.set("quantum_alloc_symbols", len(seen.inputs))
@@ -79,7 +79,11 @@ def tell(m: Metrics, mode: str, seen: Seen, made: ProposalCycle) -> Told:
     m.replace("p29_shadow_eff_score", {s: e.score for s, e in known.items() if e is not None})
     m.replace("p29_shadow_eff_confidence", {s: e.confidence for s, e in known.items() if e is not None})
     ok = sum(d.reason.value == "ok" for d in made.decisions)
-    return Told(f"Proposer cycle complete symbols={len(made.decisions)} ok={ok} mode={mode}")
+    why = ""
+    if not made.decisions:
+        hint = "" if shadow_lane else "; targets in shadow are read with SHADOW_LANE=1"
+        why = f"no usable base target of {len(seen.inputs)} symbols{hint}"
+    return Told(f"Proposer cycle complete symbols={len(made.decisions)} ok={ok} mode={mode}", why)
 
 
 def build(
@@ -118,7 +122,7 @@ def build(
         read=lambda now: read(store, universe, params, lanes, now),
         decide=decide,
         effects=lambda seen, made: proposal_effects(made, to, stream, seen.symbols.known),
-        tell=lambda seen, made, _: tell(metrics, to.mode, seen, made),
+        tell=lambda seen, made, _: tell(metrics, to.mode, seen, made, shadow_lane=shadow_lane),
     )
 
 

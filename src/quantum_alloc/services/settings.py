@@ -36,16 +36,19 @@ class SettingsError(Exception):
 
     Attributes:
         errors: one sentence each.
+        warnings: what there was to warn of beside them, one sentence each.
     """
 
-    def __init__(self, errors: Sequence[str]) -> None:
+    def __init__(self, errors: Sequence[str], warnings: Sequence[str] = ()) -> None:
         """Keep the sentences.
 
         Args:
             errors: at least one.
+            warnings: any number.
         """
         super().__init__("\n".join(errors))
         self.errors = tuple(errors)
+        self.warnings = tuple(warnings)
 
 
 def var(
@@ -253,5 +256,5 @@ def read(
     own = {v.spec.env for group in groups for v in variables(group)}
     errors, warnings = strangers(environ, CONTRACT_VARIABLES.union(TEST_VARIABLES, known, own))
     if reader.errors or errors:
-        raise SettingsError([*reader.errors, *errors])
+        raise SettingsError([*reader.errors, *errors], [*reader.warnings, *warnings])
     return Loaded(filled, (*reader.warnings, *warnings), tuple(reader.modes), frozenset(reader.given))

@@ -16,6 +16,10 @@ from quantum_alloc.services.options import Settings, load
 DONE, USAGE = 0, 2
 HASHED = ("attribution", "efficiency")
 MOST_ENTRIES = 10_000
+EMPTY_LANES = (
+    "Neither lane holds a target, an attribution, an efficiency or a proposal: services in shadow write them with "
+    "SHADOW_LANE=1."
+)
 
 
 def symbol(text: str) -> str:
@@ -39,6 +43,14 @@ def amount(text: str) -> float:
     value = codec.number(text.encode("utf-8", "replace"))
     if value is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return value
+
+
+def positive(text: str) -> float:
+    """A number above 0."""
+    value = codec.number(text.encode("utf-8", "replace"))
+    if value is None or value <= 0.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
 
 
@@ -81,6 +93,7 @@ def add_parsers(commands: Any) -> None:
     why.set_defaults(handler=_explain)
 
     both = commands.add_parser("diff-lanes", help="what stands in the live lane and in the shadow lane, per symbol")
+    both.add_argument("symbols", type=symbol, nargs="*", metavar="SYMBOL", help="only these")
     _format(both)
     both.set_defaults(handler=_diff_lanes)
 
@@ -91,17 +104,22 @@ def add_parsers(commands: Any) -> None:
 
 def _inject_parsers(kinds: Any) -> None:
     def kind(name: str, help: str, *, of_symbol: bool = True) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = kinds.add_parser(name, help=help)
+        parser: argparse.ArgumentParser = kinds.add_parser(name, help=help, description=help)
         if of_symbol:
             parser.add_argument("symbol", type=symbol, metavar="SYMBOL")
-        parser.add_argument("--lane", choices=("live", "shadow"), default="live", help="where (live)")
+        parser.add_argument(
+            "--lane",
+            choices=("live", "shadow"),
+            default="live",
+            help="where (live); shadow for attribution and efficiency",
+        )
         parser.add_argument("--ts", type=epoch, metavar="TIME", help="its time, unix seconds or ISO-8601 (now)")
         parser.set_defaults(handler=_inject)
         return parser
 
     done = kind("execution", "an execution")
     done.add_argument("--pnl", type=amount, metavar="USD", help="realised PnL; none for an open")
-    done.add_argument("--qty", type=amount, default=1.0, metavar="Q", help="filled quantity (1)")
+    done.add_argument("--qty", type=positive, default=1.0, metavar="Q", help="filled quantity (1)")
     for name in ("plan-id", "regime", "cluster", "signal"):
         done.add_argument(f"--{name}", type=word, metavar="WORD")
     done.add_argument("--nested", action="store_true", help="as one JSON object in the field payload")
@@ -116,7 +134,9 @@ def _inject_parsers(kinds: Any) -> None:
     efficient.add_argument("--confidence", type=share, default=1.0, metavar="X", help="0 to 1 (1)")
 
     market = kind("regime", "a market regime", of_symbol=False)
-    market.add_argument("name", type=word, metavar="NAME", help="TREND, MEAN_REVERSION, CHOP, NEUTRAL or another word")
+    market.add_argument(
+        "name", type=word, metavar="NAME", help="TREND, MEAN_REVERSION, CHOP, NEUTRAL, or another word (factor 1)"
+    )
     market.add_argument("--confidence", type=share, default=0.8, metavar="X", help="0 to 1 (0.8)")
 
     planned = kind("plan", "a plan, as a strategy proposes it")
@@ -124,8 +144,8 @@ def _inject_parsers(kinds: Any) -> None:
     planned.add_argument("--action", type=word, default="ENTRY_PROPOSED", metavar="WORD", help="(ENTRY_PROPOSED)")
     planned.add_argument("--decision", type=word, default="EXECUTE", metavar="WORD", help="(EXECUTE)")
     planned.add_argument("--side", choices=("BUY", "SELL", "LONG", "SHORT"), default="BUY", help="(BUY)")
-    planned.add_argument("--qty", type=amount, default=1.0, metavar="Q", help="(1)")
-    planned.add_argument("--price", type=amount, metavar="USD")
+    planned.add_argument("--qty", type=positive, default=1.0, metavar="Q", help="(1)")
+    planned.add_argument("--price", type=positive, metavar="USD")
     planned.add_argument("--kill-score", type=share, default=0.1, metavar="X", help="0 to 1 (0.1)")
     planned.add_argument("--reduce-only", action="store_true")
 
@@ -152,14 +172,15 @@ def _diff_lanes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = _settings(environ)
     store, now = app.open_store(settings), WallClock().now()
     try:
-        names = lanes.symbols(store, settings.common.symbols, settings.common.max_symbols, now)
+        only = tuple(args.symbols) or settings.common.symbols
+        names = lanes.symbols(store, only, settings.common.max_symbols, now)
         rows = lanes.rows(store, names, now)
     finally:
         store.close()
     if args.format == "json":
         print(show.as_json(rows))
     else:
-        print(show.table(rows) if rows else "Neither lane holds a target, an attribution, an efficiency or a proposal.")
+        print(show.table(rows) if rows else EMPTY_LANES)
     return DONE
 
 

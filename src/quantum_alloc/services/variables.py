@@ -2,6 +2,7 @@
 
     known to a service or to the contract    accepted
     retired                                  warned of once, ignored
+    a known name but for its underscores     an error, with that name
     begins with a prefix that is ours alone  an error, with the nearest known name
     begins with a word that others use too   an error only as a near miss of a known name (ratio >= 0.85)
     anything else                            not looked at
@@ -21,6 +22,8 @@ OWN_PREFIXES = ("P25_", "P27_", "P28_", "P29_", "P30_", "P31_", "P32_", "GOV_", 
 NEAR = 0.85
 """How alike two names are, at least, when one is taken for a slip of the other."""
 _ALIKE = 0.6
+_COMMON = ("LOG_", "REDIS_", "METRICS_", "STATE_", "MAX_")
+"""Words that other programs write together: LOGLEVEL is theirs."""
 _NAME_LIMIT = 100
 
 CONTRACT_VARIABLES = frozenset(
@@ -178,10 +181,15 @@ def strangers(names: Iterable[str], known: frozenset[str]) -> tuple[list[str], l
     """
     errors, warnings = [], []
     candidates = sorted(known)
+    squeezed = {name.replace("_", ""): name for name in candidates if "_" in name and not name.startswith(_COMMON)}
     families = tuple({f"{name.partition('_')[0]}_" for name in known if "_" in name})
     for name in sorted(set(names) - known):
         if name in RETIRED:
             warnings.append(f"{name}: retired and ignored: {RETIRED[name]}")
+            continue
+        meant = squeezed.get(name.replace("_", ""))
+        if meant is not None:
+            errors.append(f"{printable(name)}: no service knows this variable; did you mean {meant}?")
             continue
         ours = name.startswith(OWN_PREFIXES)
         if not ours and not name.startswith(families):
