@@ -26,7 +26,6 @@ from typing import Any
 from quantum_alloc.core.allocation import Attribution
 from quantum_alloc.core.attribution import RECORDED_FILLS, kept
 from quantum_alloc.core.execution import Execution, finite, finite_or_none
-from quantum_alloc.core.fields import compact
 from quantum_alloc.core.isolate import Attempt, plainly
 from quantum_alloc.core.numeric import Num, clamp, clamp01, ewma, step
 from quantum_alloc.core.params import check, positive, unit_interval
@@ -132,7 +131,11 @@ class EfficiencyState:
 
     def text(self) -> str:
         """JSON that ``of_text`` reads back bit for bit."""
-        return compact({name: getattr(self, name) for name in _STATE_NAMES})
+        values = (getattr(self, name) for name in _STATE_NAMES)
+        numbers = ["null" if x is None else repr(float(x)) for x in values]
+        if any(n[-1] in "nf" for n in numbers):  # nan, inf
+            raise ValueError("the state is no number")
+        return _STATE_TEXT % tuple(numbers)
 
     @staticmethod
     def of_text(text: str | bytes) -> EfficiencyState:
@@ -166,6 +169,7 @@ class EfficiencyState:
 
 
 _STATE_NAMES = tuple(EfficiencyState.__dataclass_fields__)
+_STATE_TEXT = "{" + ",".join(f'"{name}":%s' for name in _STATE_NAMES) + "}"
 NOTHING = EfficiencyState()
 
 
@@ -412,12 +416,14 @@ def efficiency_step(
     score = clamp01(raw)
     averaged = ewma(state.efficiency_ewma, score, p.score_alpha)
     has_input = bool(fills) or known is not None or inputs.target.value is not None
-    after = replace(
-        state,
-        efficiency_ewma=averaged,
-        performance=pf,
-        target_usd=target,
-        seen_ts=max(state.seen_ts, now) if has_input else state.seen_ts,
+    after = EfficiencyState(
+        state.volatility_ewma,
+        state.dd_proxy,
+        averaged,
+        state.last_exec_ts,
+        pf,
+        target,
+        max(state.seen_ts, now) if has_input else state.seen_ts,
     )
     return after, EfficiencyDecision(
         symbol=inputs.symbol,
