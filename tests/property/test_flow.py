@@ -110,6 +110,24 @@ def test_the_window_holds_the_last_twenty_and_zero_is_a_value() -> None:
     assert after_zero.alpha_score == pytest.approx(0.3 * math.tanh(50.0 / 200.0), rel=1e-12)
 
 
+def test_a_lowered_window_counts_at_once() -> None:
+    """With a smaller window than before, what falls out of it does not count any more; the score stays."""
+    state, _ = qa.attribute(S, qa.AttributionState(), [qa.Execution(S, NOW, float(i)) for i in range(20)], NOW)
+    small = qa.AttributionParams(lookback_window=5)
+    after, made = qa.attribute(S, state, [], NOW, small)
+    assert made is not None
+    assert [f.pnl_usd for f in after.window] == [15.0, 16.0, 17.0, 18.0, 19.0]
+    assert (made.window, made.confidence, made.alpha_score) == (5, 1.0, state.alpha_score)
+    assert qa.differences(qa.attribution_fields(made, small, "shadow")) == {}
+
+
+def test_a_state_that_is_no_number_is_not_written() -> None:
+    """NaN and infinity have no text."""
+    for x in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="no number"):
+            qa.EfficiencyState(x).text()
+
+
 @given(fills, st.lists(st.integers(0, 60), max_size=5))
 def test_attribution_moves_once_an_execution_and_not_per_cycle(
     given_fills: list[qa.Execution], cuts: list[int]
