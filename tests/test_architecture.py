@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "quantum_alloc"
 PURE = {
     "__future__", "collections", "dataclasses", "enum", "functools", "hashlib", "html", "importlib", "json", "math",
-    "numpy", "struct", "typing", "_typeshed", "quantum_alloc",
+    "numpy", "scipy", "struct", "typing", "_typeshed", "quantum_alloc",
 }  # fmt: skip
 
 

@@ -79,6 +79,28 @@ def test_what_a_person_sees() -> None:
     assert "proposals: low_conf" in done.stdout
 
 
+def test_every_factor_is_alive() -> None:
+    """With the real producers: a regime with its statistic, the simulator's own groups as clusters, stress and alpha,
+    and proposals with reason ok for the symbols of low-stress clusters."""
+    found = as_json("--bars", "600")
+    assert {tuple(m) for m in found["clusters"].values()} == {
+        ("ADAUSDT", "ATOMUSDT", "AVAXUSDT", "DOTUSDT", "SOLUSDT"), ("BNBUSDT", "BTCUSDT", "ETHUSDT", "XRPUSDT"),
+        ("LINKUSDT", "UNIUSDT"),
+    }  # fmt: skip
+    assert found["stress"].keys() >= found["clusters"].keys()
+    assert all(0.0 < float(found["stress"][c]["stress"]) < 1.0 for c in found["clusters"])
+    assert found["regime"]["regime"] in ("TREND", "MEAN_REVERSION", "CHOP", "NEUTRAL")
+    assert differences(found["regime"]) == {}
+    assert found["proposals"]["ok"] > 500
+    factors = {d["cluster_id"]: float(d["cluster_factor"]) for d in found["last_decisions"]}
+    assert factors.keys() == found["clusters"].keys()
+    assert all(f == pytest.approx(1 - float(found["stress"][c]["stress"])) for c, f in factors.items())
+    done = demo("--bars", "300")
+    assert done.stderr == ""
+    for words in ("regime ", " z ", "one way", "correlation", "alpha", "moved"):
+        assert words in done.stdout
+
+
 def test_the_paper_book_feeds_the_chain() -> None:
     """Executions with a PnL flow, and every symbol has a score, a pressure and a proposal; without rebalancing there
     are only the purchases, and attribution stays silent."""

@@ -178,7 +178,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Any:
         def inject(progress: Progress) -> None:
             client.xadd("quantum:stream:regime.state", {"regime": "TREND", "confidence": "0.8", "ts": progress.now})
 
-        outcome = demo.drive(Plan(bars=400, symbols=DEFAULT_SYMBOLS[:4]), {}, server, Event(), inject)
+        alone = {"REGIME_WINDOW": "1400"}  # the detector says nothing yet: the injected regime is the only one
+        outcome = demo.drive(Plan(bars=400, symbols=DEFAULT_SYMBOLS[:4]), alone, server, Event(), inject)
         yield server, client, outcome
         client.close()
 
@@ -348,7 +349,8 @@ def test_the_chain_is_alive_on_real_candles(shared: Path) -> None:
             client.xadd("quantum:stream:regime.state", {"regime": "TREND", "confidence": "0.8", "ts": progress.now})
 
         plan = Plan(candles=(str(path),), symbols=REAL, bars=500)
-        outcome = demo.drive(plan, {"P30_MODE": "shadow", "P29_MODE": "shadow"}, server, Event(), inject)
+        alone = {"P30_MODE": "shadow", "P29_MODE": "shadow", "REGIME_WINDOW": "1400"}
+        outcome = demo.drive(plan, alone, server, Event(), inject)
         assert outcome.executions["applied"] > 300
         scores, proposals = newest(client, SCORES), newest(client, "quantum:stream:allocation.target.proposed")
         assert scores.keys() == proposals.keys() == set(REAL)

@@ -276,6 +276,8 @@ def test_ports_and_cadences_are_those_of_the_contract() -> None:
         "attribution": (8061, 5.0),
         "efficiency": (8062, 5.0),
         "proposer": (8065, 10.0),
+        "regime": (8047, 30.0),
+        "clusters": (8048, 15.0),
     }
     assert load(["efficiency"], {}).of(EfficiencyOptions).health_port == 8063
     assert all((n, s.port) == (s.SERVICE, s.DEFAULT_PORT) for n, s in found.items())

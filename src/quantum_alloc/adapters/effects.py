@@ -58,6 +58,23 @@ class HashSet:
 
 
 @dataclass(frozen=True, slots=True)
+class HashReplace:
+    """A hash that holds these fields and no others from now on, in one step.
+
+    Attributes:
+        key: the hash.
+        fields: names and texts, at least one.
+    """
+
+    key: str
+    fields: Mapping[str, str]
+
+    def commands(self) -> list[Command]:
+        """DEL and HSET."""
+        return [("DEL", self.key), ("HSET", self.key, *chain.from_iterable(self.fields.items()))]
+
+
+@dataclass(frozen=True, slots=True)
 class StreamAdd:
     """One entry of a stream.
 
@@ -110,7 +127,7 @@ class SetRemove:
         return [("SREM", self.key, *self.members)]
 
 
-Effect: TypeAlias = HashSet | StreamAdd | SetAdd | SetRemove
+Effect: TypeAlias = HashSet | HashReplace | StreamAdd | SetAdd | SetRemove
 Group: TypeAlias = tuple[Effect, ...]
 """Effects that are applied together or not at all."""
 

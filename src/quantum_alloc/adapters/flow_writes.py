@@ -1,4 +1,4 @@
-"""What attribution, efficiency and proposer write.
+"""What regime, clusters, attribution, efficiency and proposer write.
 
 The first group of a service that reads executions begins with its state and position, and holds the dead letters: what
 follows in it is applied in the same MULTI, what comes in later groups can be lost and is published anew in the next
@@ -7,21 +7,29 @@ cycle. A watched state key makes a second instance's write fail instead of count
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 
-from quantum_alloc.adapters.effects import Effect, Group, HashSet, SetRemove, StreamAdd, in_groups
+from quantum_alloc.adapters.effects import Effect, Group, HashReplace, HashSet, SetRemove, StreamAdd, in_groups
 from quantum_alloc.adapters.writes import SYMBOLS_PER_GROUP, Target, stamp, universe_effects
 from quantum_alloc.core import (
     AttributionCycle,
+    ClusterCycle,
     EfficiencyCycle,
     ProposalCycle,
+    RegimeDecision,
+    RegimeParams,
     attribution_fields,
     efficiency_fields,
     proposal_fields,
+    regime_fields,
 )
+from quantum_alloc.core.clusters import RULES_VERSION as CLUSTER_RULES
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
+from quantum_alloc.core.fields import number
 
 DEAD_LETTERS = "execution.deadletter"
+STRESS_TTL_S = 180
 UNIVERSE_LIMIT = 10_000
 """Symbols that come from executions alone are added to the universe up to so many, and taken out when forgotten."""
 ATTRIBUTION_HASH = (
@@ -91,6 +99,48 @@ def _published(
             effects.append(HashSet(key(symbol), {**{n: record[n] for n in names}, **when, **more}, to.ttl_s))
         out.append(effects)
     return out
+
+
+def regime_effects(decision: RegimeDecision, params: RegimeParams, to: Target) -> tuple[Group, ...]:
+    """The entry of a regime.
+
+    Args:
+        decision: the regime.
+        params: the numbers of the detector.
+        to: stream length and names.
+    """
+    fields = {**regime_fields(decision, params), **stamp(decision.now)}
+    return ((StreamAdd(to.keys.stream("regime.state"), fields, to.maxlen),),)
+
+
+def cluster_effects(cycle: ClusterCycle, now: float, to: Target, *, with_map: bool) -> tuple[Group, ...]:
+    """The map, replaced whole where it is due, and a stress record a cluster, in one transaction.
+
+    Args:
+        cycle: the clusters and their strains.
+        now: unix seconds.
+        to: names.
+        with_map: whether the map is written.
+    """
+    if not cycle.clusters:
+        return ()
+    effects: list[Effect] = []
+    if with_map:
+        lists = {name: json.dumps(list(members), separators=(",", ":")) for name, members in cycle.clusters.items()}
+        effects.append(HashReplace(to.keys.clusters, lists))
+    for s in cycle.stresses:
+        fields = {
+            "stress": number(s.stress),
+            "alpha": number(s.alpha),
+            "weight": number(s.weight),
+            "concentration": number(s.concentration),
+            "correlation": number(s.correlation),
+            "members": str(len(s.members)),
+            "rules": CLUSTER_RULES,
+            **stamp(now),
+        }
+        effects.append(HashSet(to.keys.stress(s.cluster_id), fields, STRESS_TTL_S))
+    return (tuple(effects),)
 
 
 def attribution_effects(

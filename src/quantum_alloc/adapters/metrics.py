@@ -67,6 +67,18 @@ PORTFOLIO = (
     Row("quantum_alloc_positions", "gauge", "Positions with a quantity other than 0."),
     Row("quantum_alloc_positions_unusable", "gauge", "Positions counted by old values, or left out.", ("how",)),
 )
+REGIME = (
+    Row("quantum_alloc_regime_z", "gauge", "Robust variance ratio statistic of the universe's returns."),
+    Row("quantum_alloc_regime_confidence", "gauge", "Confidence of the regime that is on.", ("regime",)),
+    Row("quantum_alloc_regime_bars", "gauge", "Returns that the statistic looked at, or that there are."),
+    Row("quantum_alloc_regime_gaps", "gauge", "Returns of the universe left out because no bar follows directly."),
+    Row("quantum_alloc_bars_malformed", "gauge", "Bar entries that could not be read, since the start."),
+)
+CLUSTERS = (
+    Row("quantum_alloc_clusters", "gauge", "Clusters of the last cycle."),
+    Row("quantum_alloc_cluster_stress", "gauge", "Stress, 0 to 1.", ("cluster",)),
+    Row("quantum_alloc_bars_malformed", "gauge", "Bar entries that could not be read, since the start."),
+)
 BUDGET = (
     Row("quantum_alloc_budget_usd", "gauge", "Base budget.", ("symbol",)),
     Row("quantum_alloc_portfolio_heat_ratio", "gauge", "Sum of |notional| x hourly sigma over equity."),
@@ -140,6 +152,8 @@ PROPOSER = (
 TABLES: Mapping[str, tuple[Row, ...]] = {
     "feed": FEED,
     "portfolio": PORTFOLIO,
+    "regime": REGIME,
+    "clusters": CLUSTERS,
     "budget": BUDGET,
     "attribution": ATTRIBUTION,
     "allocation": ALLOCATION,

@@ -40,6 +40,13 @@ from quantum_alloc.core.budget import (
     vol_regime,
 )
 from quantum_alloc.core.caps import AllocationCycle, allocate_arrays, allocate_portfolio
+from quantum_alloc.core.clusters import (
+    ClusterCycle,
+    ClusterParams,
+    ClusterStress,
+    cluster,
+    cluster_stresses,
+)
 from quantum_alloc.core.efficiency import (
     AllocationTarget,
     EfficiencyCycle,
@@ -96,7 +103,9 @@ from quantum_alloc.core.proposal import (
 )
 from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable, age_s, fresh, grade, missing
 from quantum_alloc.core.record import cycle_fields, decision_fields, differences, recompute
-from quantum_alloc.core.record_flow import attribution_fields, efficiency_fields, proposal_fields
+from quantum_alloc.core.record_flow import attribution_fields, efficiency_fields, proposal_fields, regime_fields
+from quantum_alloc.core.regime import NoRegime, RegimeDecision, RegimeParams, classify_regime, regime_of
+from quantum_alloc.core.returns import Bars
 
 __all__ = [
     "AllocationCycle",
@@ -109,11 +118,15 @@ __all__ = [
     "AttributionParams",
     "AttributionSource",
     "AttributionState",
+    "Bars",
     "Bound",
     "BudgetCycle",
     "BudgetDecision",
     "BudgetInputs",
     "BudgetParams",
+    "ClusterCycle",
+    "ClusterParams",
+    "ClusterStress",
     "Efficiency",
     "EfficiencyCycle",
     "EfficiencyDecision",
@@ -124,6 +137,7 @@ __all__ = [
     "Fresh",
     "Lane",
     "Market",
+    "NoRegime",
     "NotProposed",
     "PerformanceSource",
     "Portfolio",
@@ -141,6 +155,8 @@ __all__ = [
     "Reading",
     "Reason",
     "Regime",
+    "RegimeDecision",
+    "RegimeParams",
     "SharedInputs",
     "Skipped",
     "SymbolInputs",
@@ -159,8 +175,11 @@ __all__ = [
     "budget_cycle",
     "clamp",
     "clamp01",
+    "classify_regime",
+    "cluster",
     "cluster_factor",
     "cluster_ratio",
+    "cluster_stresses",
     "config_hash",
     "cycle_fields",
     "decision_fields",
@@ -190,6 +209,8 @@ __all__ = [
     "reallocation_weight",
     "recompute",
     "regime_factor",
+    "regime_fields",
+    "regime_of",
     "score_efficiency",
     "step",
     "step_portfolio",

@@ -1,4 +1,6 @@
-"""Decision records of attribution, efficiency and proposal: each stands alone, and is made again from itself.
+"""Decision records of regime, attribution, efficiency and proposal: each stands alone, and is made again from itself.
+
+A regime's record holds the statistic of its bars and not the bars: what was called is made again from the statistic.
 
     rules, params_hash, params   which rules; params holds what differs from their defaults
     now                          the decision's clock
@@ -40,9 +42,11 @@ from quantum_alloc.core.proposal import (
     propose,
 )
 from quantum_alloc.core.reading import Lane, shown
+from quantum_alloc.core.regime import RULES_VERSION as REGIME_RULES
+from quantum_alloc.core.regime import RegimeDecision, RegimeParams, regime_of
 
-FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision
-FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams
+FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision
+FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams | RegimeParams
 
 
 @lru_cache(maxsize=8)
@@ -170,6 +174,27 @@ def proposal_fields(decision: ProposalDecision, params: ProposalParams, mode: st
     }
 
 
+def regime_fields(decision: RegimeDecision, params: RegimeParams) -> dict[str, str]:
+    """A regime as flat text: the statistic of the bars, and what was made of it.
+
+    Args:
+        decision: the regime.
+        params: the numbers of the detector.
+    """
+    return {
+        "regime": decision.regime,
+        "confidence": number(decision.confidence),
+        "z": number(decision.z),
+        "variance_ratio": number(decision.variance_ratio),
+        "volatility_ratio": number(decision.volatility_ratio),
+        "bars": str(decision.bars),
+        "gaps": str(decision.gaps),
+        "newest_ts": number(decision.newest_ts),
+        "symbols": str(decision.symbols),
+        **_head(REGIME_RULES, decision.now, params),
+    }
+
+
 def _fills(record: Fields) -> tuple[Execution, ...]:
     return read_fills(record["symbol"], json.loads(record["fills"])) if record["fills"] else ()
 
@@ -256,10 +281,27 @@ def _proposal(record: Fields) -> ProposalDecision:
     return made
 
 
+def _regime(record: Fields) -> RegimeDecision:
+    params: RegimeParams = restored(RegimeParams, record["params"], record["params_hash"])
+    z, ratio = float(record["z"]), float(record["volatility_ratio"])
+    return RegimeDecision(
+        float(record["now"]),
+        *regime_of(z, ratio, params),
+        z,
+        float(record["variance_ratio"]),
+        ratio,
+        int(record["bars"]),
+        int(record["gaps"]),
+        float(record["newest_ts"]),
+        int(record["symbols"]),
+    )
+
+
 _KINDS: Mapping[str, Callable[[Fields], FlowDecision]] = {
     ATTRIBUTION_RULES: _attribution,
     EFFICIENCY_RULES: _efficiency,
     PROPOSAL_RULES: _proposal,
+    REGIME_RULES: _regime,
 }
 
 
@@ -294,6 +336,8 @@ def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str
         return efficiency_fields(decision, params, mode)
     if isinstance(decision, ProposalDecision) and isinstance(params, ProposalParams):
         return proposal_fields(decision, params, mode)
+    if isinstance(decision, RegimeDecision) and isinstance(params, RegimeParams):
+        return regime_fields(decision, params)
     raise TypeError("the parameters are those of other rules")
 
 
@@ -301,6 +345,7 @@ _PARAMS: Mapping[str, type[FlowParams]] = {
     ATTRIBUTION_RULES: AttributionParams,
     EFFICIENCY_RULES: EfficiencyParams,
     PROPOSAL_RULES: ProposalParams,
+    REGIME_RULES: RegimeParams,
 }
 
 
@@ -323,5 +368,5 @@ def flow_differences(record: Fields) -> dict[str, tuple[str, str]]:
     Args:
         record: its fields, as text; fields that are not of the record are not looked at.
     """
-    made = record_of(again(record), params_of(record), record["mode"])
+    made = record_of(again(record), params_of(record), record.get("mode", ""))
     return {name: (record.get(name, ""), text) for name, text in made.items() if record.get(name, "") != text}

@@ -7,6 +7,7 @@ seconds. systemd is told when the ports are open and, after each finished cycle,
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import signal
@@ -34,22 +35,26 @@ from quantum_alloc.services import (
     allocation,
     attribution,
     budget,
+    clusters,
     efficiency,
     feed,
     http,
     portfolio,
     proposer,
+    regime,
 )
 from quantum_alloc.services.loop import Loop
 from quantum_alloc.services.options import (
     AllocationOptions,
     AttributionOptions,
     BudgetOptions,
+    ClustersOptions,
     CommonOptions,
     EfficiencyOptions,
     FeedOptions,
     PortfolioOptions,
     ProposerOptions,
+    RegimeOptions,
     Settings,
     port_variables,
 )
@@ -172,6 +177,29 @@ def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
     return Loop(cycle, parts.store, parts.metrics, parts.clock), ""
 
 
+def _regime(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(RegimeOptions), parts.settings.common
+    to = Target(maxlen=common.stream_maxlen)
+    universe = _found(regime.universe_of(to.keys, common.symbols, common.max_symbols), parts)
+    params = options.params()
+    cycle = regime.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _clusters(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(ClustersOptions), parts.settings.common
+    to = Target(maxlen=common.stream_maxlen)
+    universe = _found(clusters.universe_of(to.keys, common.symbols, options.max_symbols), parts)
+    params = options.params()
+    static = None if options.static_map is None else clusters.read_static_map(options.static_map)
+    if static is None and importlib.util.find_spec("scipy") is None:
+        raise clusters.MapError(
+            "The service clusters needs scipy: install quantum-alloc[clusters], or set QA_CLUSTER_MAP."
+        )
+    cycle = clusters.build(parts.store, parts.metrics, universe, params, to, options.interval_s, static)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
 def _budget(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(BudgetOptions), parts.settings.common
     to = Target(options.mode.value, maxlen=common.stream_maxlen)
@@ -268,6 +296,8 @@ def _proposer(parts: Parts) -> tuple[AnyLoop, str]:
 SERVICES: Mapping[str, Callable[[Parts], tuple[AnyLoop, str]]] = {
     "feed": _feed,
     "portfolio": _portfolio,
+    "regime": _regime,
+    "clusters": _clusters,
     "budget": _budget,
     "attribution": _attribution,
     "allocation": _allocation,

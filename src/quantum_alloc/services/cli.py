@@ -21,6 +21,7 @@ from quantum_alloc.adapters.codec import unix_seconds
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status, trial_cli
+from quantum_alloc.services.clusters import MapError
 from quantum_alloc.services.http import PortTaken
 from quantum_alloc.services.options import EfficiencyOptions, load
 from quantum_alloc.services.settings import SettingsError
@@ -234,6 +235,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         code, text = BAD_SETTINGS, str(error)
     except CandleError as error:
         code, text = BAD_CANDLES, str(error)
+    except MapError as error:
+        code, text = BAD_SETTINGS, str(error)
     except (StoreError, ServerError) as error:
         code, text = NO_REDIS, str(error)
     except Mistake as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from threading import Event
 
 from quantum_alloc.adapters.candles import Step
 from quantum_alloc.adapters.clock import SetClock
-from quantum_alloc.adapters.effects import Failed, Group, HashSet, StreamAdd
+from quantum_alloc.adapters.effects import Failed, Group, HashReplace, HashSet, StreamAdd
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.metrics import Metrics
@@ -30,6 +31,7 @@ from quantum_alloc.services.options import EfficiencyOptions, FeedOptions, Propo
 DECISIONS = LIVE.stream("allocation.decision")
 CYCLES = LIVE.stream("allocation.cycle")
 ATTRIBUTIONS = LIVE.stream("alpha.attribution")
+REGIMES = LIVE.stream("regime.state")
 NOT_FROM_OUTSIDE = (
     "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD_FILE", "CREDENTIALS_DIRECTORY",
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
@@ -95,7 +97,11 @@ class Tap(Store):
         self.digest = hashlib.sha256()
         self.efficiency: dict[str, Mapping[str, str]] = {}
         self.proposals: dict[str, Mapping[str, str]] = {}
+        self.regime: Mapping[str, str] = {}
+        self.clusters: Mapping[str, str] = {}
+        self.stress: dict[str, Mapping[str, str]] = {}
         self._by_symbol = {efficiencies: self.efficiency, proposals: self.proposals}
+        self._recorded = frozenset({REGIMES, DECISIONS, CYCLES, ATTRIBUTIONS, *self._by_symbol})
         self.cycle: Mapping[str, str] = {}
         self.rows: list[Mapping[str, str]] = []
         self.portfolio: Mapping[str, str] = {}
@@ -106,7 +112,18 @@ class Tap(Store):
         for effect in (e for group in groups for e in group):
             if isinstance(effect, HashSet) and effect.key == LIVE.portfolio:
                 self.portfolio = effect.fields
-            if isinstance(effect, StreamAdd) and effect.key in (DECISIONS, CYCLES, ATTRIBUTIONS, *self._by_symbol):
+            if isinstance(effect, HashReplace) and effect.key == LIVE.clusters:
+                self.clusters = effect.fields
+                self.digest.update(json.dumps(dict(effect.fields), sort_keys=True).encode())
+            if isinstance(effect, HashSet) and effect.key.startswith(LIVE.stress("")):
+                self.stress[effect.key.removeprefix(LIVE.stress(""))] = effect.fields
+            if isinstance(effect, StreamAdd) and effect.key in (
+                REGIMES,
+                DECISIONS,
+                CYCLES,
+                ATTRIBUTIONS,
+                *self._by_symbol,
+            ):
                 self.digest.update(json.dumps(dict(effect.fields), sort_keys=True).encode())
                 self._note(effect.key, effect.fields)
         return refused
@@ -116,6 +133,8 @@ class Tap(Store):
             self.cycle, self.rows = fields, []
         elif stream == DECISIONS:
             self.rows.append(fields)
+        elif stream == REGIMES:
+            self.regime = fields
         elif stream in self._by_symbol:
             self._by_symbol[stream][fields["symbol"]] = fields
 
@@ -134,6 +153,9 @@ class Progress:
     portfolio: Mapping[str, str] = field(default_factory=dict)
     efficiency: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     proposals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    regime: Mapping[str, str] = field(default_factory=dict)
+    clusters: Mapping[str, str] = field(default_factory=dict)
+    stress: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +232,7 @@ def drive(
     for name in SERVICES:
         metrics = Metrics(name, settings.common.metrics_max_symbols)
         loops[name], _ = assemble(name, Parts(settings, tap, metrics, clock, offered))
+        loops[name].log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
     try:
         progress = _walk(plan, market, clock, source, tap, loops, stop, show)
     finally:
@@ -259,6 +282,7 @@ def _walk(
         progress.bars += 1
         progress.now, progress.cycle, progress.rows, progress.portfolio = now, tap.cycle, tap.rows, tap.portfolio
         progress.efficiency, progress.proposals = tap.efficiency, tap.proposals
+        progress.regime, progress.clusters, progress.stress = tap.regime, tap.clusters, tap.stress
         show(progress)
         if plan.speed is not None:
             stop.wait(market.bar_s / plan.speed)

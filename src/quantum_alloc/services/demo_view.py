@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ from quantum_alloc.services.demo import Outcome, Progress
 from quantum_alloc.services.show import table
 
 REFRESH_S = 0.1
-COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "reason")
+NARROW_COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "reason")
+COLUMNS = ("symbol", "base", "regime", "cluster", "moved", "drawdown", "perf", "cap", "target", "reason")
+CLUSTER_COLUMNS = ("cluster", "members", "weight", "one way", "correlation", "stress", "factor", "alpha")
 LIVE_COLUMNS = (
     "symbol", "base", "regime", "cluster", "drawdown", "perf", "target", "score", "pressure", "confidence",
     "multiplier", "proposed", "why", "reason",
@@ -64,6 +67,7 @@ def rows_of(progress: Progress) -> list[dict[str, Any]]:
             "base": float(r["base_usd"]),
             "regime": float(r["regime_factor"]),
             "cluster": float(r["cluster_factor"]),
+            "moved": f"{float(r['regime_factor']) * float(r['cluster_factor']) - 1.0:+.1%}",
             "drawdown": float(r["drawdown_factor"]),
             "perf": float(r["performance_factor"]),
             "cap": float(r["symbol_cap_usd"]),
@@ -72,6 +76,28 @@ def rows_of(progress: Progress) -> list[dict[str, Any]]:
         }
         for r in rows
     ]
+
+
+def cluster_rows(progress: Progress) -> list[dict[str, Any]]:
+    """Members and strain of each cluster, sorted; empty before there is a map.
+
+    Args:
+        progress: where the demo is.
+    """
+    factors = {r["cluster_id"]: float(r["cluster_factor"]) for r in progress.rows}
+    out: list[dict[str, Any]] = []
+    for name in sorted(progress.clusters):
+        s = progress.stress.get(name, {})
+        strain = {key: float(s[field]) if field in s else None for key, field in _STRAINS}
+        members = " ".join(json.loads(progress.clusters[name]))
+        out.append({"cluster": name, "members": members, **strain, "factor": factors.get(name)})
+    return out
+
+
+_STRAINS = (
+    ("weight", "weight"), ("one way", "concentration"), ("correlation", "correlation"), ("stress", "stress"),
+    ("alpha", "alpha"),
+)  # fmt: skip
 
 
 def efficiency_rows(progress: Progress) -> list[dict[str, Any]]:
@@ -134,12 +160,17 @@ def headline(progress: Progress) -> str:
     drawdown = f"drawdown {float(p['drawdown']):.2%}" if "drawdown" in p else "drawdown unknown"
     state = c.get("regime_state", "unknown")
     regime = f"regime {c['regime'] if state == 'ok' else state}"
+    if state == "ok" and "z" in progress.regime:
+        regime += f" z {float(progress.regime['z']):+.2f} confidence {float(progress.regime['confidence']):.2f}"
     return f"{moment(progress.now)}  {equity}  {drawdown}  {regime}"
 
 
 def targets(progress: Progress) -> str:
     """The headline and the tables as plain text."""
-    tables = [table(rows_of(progress), COLUMNS), table(efficiency_rows(progress), EFFICIENCY_COLUMNS)]
+    tables = [table(rows_of(progress), COLUMNS)]
+    if progress.clusters:
+        tables.append(table(cluster_rows(progress), CLUSTER_COLUMNS))
+    tables.append(table(efficiency_rows(progress), EFFICIENCY_COLUMNS))
     return "\n\n".join((headline(progress), *tables))
 
 
@@ -185,6 +216,9 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "executions": dict(outcome.executions),
         "proposals": dict(outcome.proposals),
         "portfolio": dict(p.portfolio),
+        "regime": dict(p.regime),
+        "clusters": {name: json.loads(members) for name, members in p.clusters.items()},
+        "stress": {name: dict(p.stress[name]) for name in sorted(p.stress)},
         "last_cycle": dict(p.cycle),
         "last_decisions": [dict(r) for r in p.rows],
         "last_efficiencies": [dict(p.efficiency[s]) for s in sorted(p.efficiency)],
@@ -246,7 +280,7 @@ def _rich(out: TextIO) -> Iterator[View]:
             last = time.monotonic()
             bar.update(task, completed=progress.bars, total=progress.total)
             grid = Table(title=headline(progress), title_justify="left", box=None, pad_edge=False, padding=(0, 1))
-            names = LIVE_COLUMNS if console.width >= LIVE_WIDTH else COLUMNS
+            names = LIVE_COLUMNS if console.width >= LIVE_WIDTH else NARROW_COLUMNS
             for name in names:
                 side: Any = "left" if name in ("symbol", "reason", "pressure", "why") else "right"
                 least = {"reason": 6, "symbol": 8, "base": 8, "target": 8, "proposed": 8}.get(name, 4)

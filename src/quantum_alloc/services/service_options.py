@@ -13,13 +13,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from quantum_alloc.core import AllocationParams, AttributionParams, BudgetParams, EfficiencyParams, ProposalParams
+from quantum_alloc.core import (
+    AllocationParams,
+    AttributionParams,
+    BudgetParams,
+    ClusterParams,
+    EfficiencyParams,
+    ProposalParams,
+    RegimeParams,
+)
 from quantum_alloc.core.params import check
 from quantum_alloc.services.settings import Mode, var
 
 METRICS_HELP = "Port of /metrics, /health and /ready."
 _MODE_HELP = "shadow decides and records; enforce also has effects. Anything else is shadow."
 _STALE_HELP = "Greatest age of {} without a flag; beyond it the value counts, at half the confidence."
+_R = RegimeParams()
+_C = ClusterParams()
 _B = BudgetParams()
 _A = AllocationParams()
 _P30 = AttributionParams()
@@ -167,6 +177,66 @@ class PortfolioOptions:
     interval_s: float = _interval("P25_INTERVAL_SEC", 5.0, hi=60)
     balance_stale_s: int = _age("QA_BALANCE_STALE_SEC", 120, "the account balance")
     position_stale_s: int = _age("QA_POSITION_STALE_SEC", 60, "a position")
+
+
+@dataclass(frozen=True, slots=True)
+class RegimeOptions:
+    """Whether the market trends, reverts, or only makes noise."""
+
+    SERVICE: ClassVar[str] = "regime"
+    DEFAULT_PORT: ClassVar[int] = 8047
+
+    port: int = _port(DEFAULT_PORT)
+    interval_s: float = _interval("QA_REGIME_INTERVAL_SEC", 30.0, hi=3600)
+    window: int = var("REGIME_WINDOW", _R.window, unit="bars", lo=8, hi=1400, help="Returns that it looks at.")
+    horizon: int = var("REGIME_HORIZON", _R.horizon, unit="bars", lo=2, hi=100, help="How many of them are summed.")
+    z: float = var("REGIME_Z", _R.z, above=0, hi=10, help="Statistic from which on a regime is called.")
+    chop_vol: float = var(
+        "REGIME_CHOP_VOL", _R.chop_vol, above=0, hi=100, help="Volatility over its median from which on noise is CHOP."
+    )
+
+    def params(self) -> RegimeParams:
+        """The numbers of the detector.
+
+        Raises:
+            ValueError: naming every contradiction.
+        """
+        return RegimeParams(**_params_of(self, RegimeParams))
+
+
+@dataclass(frozen=True, slots=True)
+class ClustersOptions:
+    """Which symbols move together, and the strain of each group (P2.7)."""
+
+    SERVICE: ClassVar[str] = "clusters"
+    DEFAULT_PORT: ClassVar[int] = 8048
+
+    port: int = _port(DEFAULT_PORT)
+    interval_s: float = _interval("QA_CLUSTERS_INTERVAL_SEC", 15.0, hi=150)
+    lookback: int = var("P27_LOOKBACK", _C.lookback, unit="bars", lo=3, hi=1400, help="Bars that correlations look at.")
+    corr_min: float = var(
+        "P27_CLUSTER_CORR_MIN", _C.corr_min, above=-1, hi=0.9999, help="Correlation at which the tree is cut."
+    )
+    min_common: int = var(
+        "QA_CLUSTER_MIN_COMMON", _C.min_common, unit="bars", lo=3, hi=1400, help="Bars that two symbols have in common."
+    )
+    max_symbols: int = var(
+        "QA_CLUSTER_MAX_SYMBOLS", 1_000, lo=1, hi=3_000, help="Symbols that are clustered; the rest is counted."
+    )
+    static_map: Path | None = var(  # noqa: RUF009 - a field
+        "QA_CLUSTER_MAP",
+        None,
+        example="/etc/quantum/clusters.json",
+        help="JSON of cluster ids to symbols, in place of correlations.",
+    )
+
+    def params(self) -> ClusterParams:
+        """The numbers of P2.7.
+
+        Raises:
+            ValueError: naming every contradiction.
+        """
+        return ClusterParams(**_params_of(self, ClusterParams))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,19 @@
-"""The commands for looking closely and for trying things out: ``explain``, ``diff-lanes``, ``inject``."""
+"""The commands for looking closely and for trying things out: ``explain``, ``diff-lanes``, ``plot``, ``inject``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from quantum_alloc.adapters import codec
+from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.clock import WallClock
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
-from quantum_alloc.services import app, explain, inject, lanes, show
-from quantum_alloc.services.options import Settings, load
+from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.services import app, explain, inject, lanes, plot, show
+from quantum_alloc.services.options import ClustersOptions, RegimeOptions, Settings, load
 
 DONE, USAGE = 0, 2
 HASHED = ("attribution", "efficiency")
@@ -97,6 +99,13 @@ def add_parsers(commands: Any) -> None:
     _format(both)
     both.set_defaults(handler=_diff_lanes)
 
+    draw = commands.add_parser(
+        "plot", help="a picture as one HTML page: the clusters' correlations, the regime over time"
+    )
+    draw.add_argument("what", choices=("clusters", "regime"))
+    draw.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="where the page goes")
+    draw.set_defaults(handler=_plot)
+
     put = commands.add_parser("inject", help="write a well-formed sample entry, for trying things out")
     kinds = put.add_subparsers(dest="kind", required=True, metavar="KIND")
     _inject_parsers(kinds)
@@ -181,6 +190,29 @@ def _diff_lanes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(show.as_json(rows))
     else:
         print(show.table(rows) if rows else EMPTY_LANES)
+    return DONE
+
+
+def _plot(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    settings = _settings(environ)
+    store = app.open_store(settings)
+    try:
+        plot.needs_plotly()
+        options, only = settings.of(ClustersOptions), settings.common.symbols
+        bars = plot.bars_of(store, only, options.max_symbols, plot.KEPT_BARS, WallClock().now())
+        if args.what == "clusters":
+            of = wire.decode_clusters(store.read([("HGETALL", LIVE.clusters)])[0])
+            page = plot.clusters(bars, of, options.params())
+        else:
+            page = plot.regime(bars, settings.of(RegimeOptions).params())
+        args.out.write_text(page, encoding="utf-8")
+    except (plot.PlotError, OSError) as error:
+        why = f"{args.out} cannot be written: {error.strerror}" if isinstance(error, OSError) else str(error)
+        print(f"quantum-alloc: {why}", file=sys.stderr)
+        return USAGE
+    finally:
+        store.close()
+    print(f"{args.out}: {args.what} of {len(bars)} symbols, {len(page) / 1e6:.1f} MB")
     return DONE
 
 
