@@ -84,7 +84,7 @@ def clusters(bars: Mapping[str, Bars], of: wire.ClusterMap, params: ClusterParam
     values = found.values[np.ix_(order, order)]
     cells = [[None if np.isnan(c) else round(float(c), 4) for c in row] for row in values]
     heat = go.Heatmap(
-        z=cells, x=labels, y=labels, zmin=-1, zmax=1, colorscale="RdBu", reversescale=True,
+        z=cells, x=names, y=labels, zmin=-1, zmax=1, colorscale="RdBu", reversescale=True,
         colorbar={"title": "correlation"}, hovertemplate="%{x}<br>%{y}<br>%{z}<extra></extra>",
     )  # fmt: skip
     figure = go.Figure(heat)
