@@ -162,6 +162,24 @@ def test_clusters_are_published_whole_with_their_strain(client: Client, any_serv
     assert client.ttl(LIVE.clusters) == -1
 
 
+def test_status_shows_clusters_with_their_alpha(
+    client: Client, any_server: EmbeddedServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row a cluster: members, stress, its age, alpha."""
+    now = int(time.time())
+    names = trade(client, blocks(np.random.default_rng(1), [2, 1]), end=now)
+    hold(client, names[0], 100, now)
+    client.hset(LIVE.attribution(names[0]), mapping={"alpha_score": "0.4", "ts_utc": now})
+    run(any_server.url, "clusters", now=now)
+    assert main(["status", "--format", "json"], {"REDIS_URL": any_server.url}) == 0
+    rows = {r["cluster"]: r for r in json.loads(capsys.readouterr().out)["clusters"]}
+    assert rows.keys() == {names[0], names[2]}
+    assert (rows[names[0]]["members"], rows[names[0]]["alpha"]) == (2, 0.4)
+    assert rows[names[0]]["stress"] > 0.8
+    assert main(["status"], {"REDIS_URL": any_server.url}) == 0
+    assert "alpha" in capsys.readouterr().out
+
+
 def test_names_live_in_redis(client: Client, any_server: EmbeddedServer) -> None:
     """After a restart a cluster keeps its name although another member is the largest now, and one has left."""
     names = trade(client, blocks(np.random.default_rng(1), [3, 3]))

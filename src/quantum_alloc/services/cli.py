@@ -207,6 +207,8 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(show.table(found["services"], columns))
         if "inputs" in found:
             print("", show.table(found["inputs"]), sep="\n")
+            if found["clusters"]:
+                print("", show.table(found["clusters"]), sep="\n")
             last = found["last_cycle"]
             print("", show.table([last]) if last else "No allocation cycle is on record.", sep="\n")
     if trouble:

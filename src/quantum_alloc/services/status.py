@@ -11,6 +11,7 @@ import urllib.request
 from typing import Any
 
 from quantum_alloc.adapters import codec, wire
+from quantum_alloc.adapters.flow_writes import STRESS_TTL_S
 from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
@@ -121,6 +122,33 @@ def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]
     return rows
 
 
+def clusters(store: Store, now: float) -> list[dict[str, Any]]:
+    """One row a cluster of the map, with its strain.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    reply = store.read([("HLEN", LIVE.clusters)])[0]
+    if isinstance(reply, int) and reply > wire.MAP_FIELDS_LIMIT:
+        return []
+    of = wire.decode_clusters(store.read([("HGETALL", LIVE.clusters)])[0])
+    stresses = store.read([wire.STRESS.query(LIVE.stress(c)) for c in of.ids])
+    alphas = store.read([("HGET", LIVE.stress(c), "alpha") for c in of.ids])
+    rows = []
+    for name, stress, alpha in zip(of.ids, stresses, alphas, strict=True):
+        reading = wire.decode(wire.STRESS, stress, now, STRESS_TTL_S)
+        rows.append(
+            {
+                "cluster": name,
+                "members": sum(c == name for c in of.of.values()),
+                "stress": reading.value,
+                "age_s": reading.age_s,
+                "alpha": codec.number(alpha) if isinstance(alpha, bytes) else None,
+            }
+        )
+    return rows
+
+
 def last_cycle(store: Store, now: float) -> dict[str, Any] | None:
     """The newest allocation cycle on record.
 
@@ -145,6 +173,7 @@ def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any]
     found: dict[str, Any] = {"services": services(settings), "redis": settings.redis.address()}
     try:
         found["inputs"] = inputs(store, settings, now)
+        found["clusters"] = clusters(store, now)
         found["last_cycle"] = last_cycle(store, now)
     except StoreError as error:
         return found, str(error)
