@@ -189,7 +189,7 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
         "candles: " + ", ".join(f"{name} {n:,}" for name, n in sorted(c.items()) if n),
         "executions: " + (", ".join(f"{name} {n:,}" for name, n in outcome.executions.items()) or "none"),
         "proposals: " + (", ".join(f"{name} {n:,}" for name, n in outcome.proposals.items()) or "none"),
-        "inputs not used, so exactly neutral (each producer that does not run yet shows here):"
+        "inputs not used, so exactly neutral (before a producer has what it needs):"
         if outcome.fallbacks
         else "every input was used",
         *(f"  {name:40} {n:>9,}" for name, n in outcome.fallbacks.items()),
