@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import quantum_alloc.core as qa
-from quantum_alloc.core.regime import variance_ratio
+from quantum_alloc.core.regime import statistic_over_time, variance_ratio
 from quantum_alloc.core.returns import returns_of
 
 Floats = NDArray[np.float64]
@@ -157,6 +157,23 @@ def test_what_is_no_regime_has_a_reason() -> None:
     slow = qa.Bars(good.times * 60, good.closes, good.bar_s * 60)
     assert isinstance(qa.classify_regime({"A1": slow}, float(slow.times[-1]) + 10_799), qa.RegimeDecision)
     assert reason({"A1": slow}, float(slow.times[-1]) + 10_800) == "stale_bars"
+
+
+def test_returns_without_a_statistic() -> None:
+    """Two lone moves in a still market have no variance of the statistic: no regime; drawn over time, such windows are
+    left out and the others are those of the moment."""
+    lone = np.zeros(240)
+    lone[0], lone[120] = 1e-3, -1e-3
+    assert variance_ratio(lone, 4) is None
+    made = qa.classify_regime({"A1": bars_of(lone)}, START + 240 * BAR)
+    assert isinstance(made, qa.NoRegime)
+    assert made.reason == "constant_prices"
+    returns = np.concatenate([np.zeros(250), np.random.default_rng(1).standard_normal(300) * 1e-3])
+    series = statistic_over_time({"A1": bars_of(returns)})
+    assert 290 <= len(series) <= 300
+    last = classified(returns)
+    assert series[-1] == (last.newest_ts, last.z, last.volatility_ratio)
+    assert statistic_over_time({"A1": bars_of(returns[:100])}) == []
 
 
 def test_gaps_are_dropped_and_counted() -> None:
