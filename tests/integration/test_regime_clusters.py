@@ -14,11 +14,16 @@ from numpy.typing import NDArray
 
 import quantum_alloc.core as qa
 from quantum_alloc.adapters.bars import NEWEST, BarReader, bars_in, decode_bar
+from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.writes import Target
+from quantum_alloc.services import clusters, regime
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.clusters import MapError, read_static_map
+from quantum_alloc.services.loop import Loop
 from tests.integration.test_effects import monitored
 from tests.property.test_clusters import blocks
 from tests.property.test_regime import ar1
@@ -208,6 +213,41 @@ def test_caps_work_on_real_clusters(client: Client, any_server: EmbeddedServer) 
     assert made[names[3]]["target_usd"] == "30000.0"
 
 
+def test_a_lost_map_is_written_anew_at_once(client: Client, any_server: EmbeddedServer) -> None:
+    """A map that was deleted, or whose write failed, stands again after the next cycle and not a minute later."""
+    names = trade(client, blocks(np.random.default_rng(1), [2, 1]))
+    store, clock = Store(any_server.url), SetClock(NOW)
+    cycle = clusters.build(store, Metrics("clusters"), clusters.universe_of(), qa.ClusterParams(), Target(), 15.0)
+    loop = Loop(cycle, store, Metrics("clusters"), clock)
+    assert loop.once()
+    client.delete(LIVE.clusters)
+    clock.set(NOW + 15)
+    assert loop.once()
+    found = {c: json.loads(m) for c, m in client.hgetall(LIVE.clusters).items()}
+    assert found == {names[0]: names[:2], names[2]: names[2:]}
+    store.close()
+
+
+def test_nothing_is_grouped_before_all_symbols_are_found(client: Client, any_server: EmbeddedServer) -> None:
+    """While the first scan goes on a map would be half a map: nothing is written, by clusters and by regime."""
+    trade(client, np.array([ar1(np.random.default_rng(5), 300, 0.4)]))
+    for start in range(0, 300_000, 20_000):
+        client.mset({f"other:{i}": "" for i in range(start, start + 20_000)})
+    store, clock = Store(any_server.url), SetClock(NOW)
+    built: list[Any] = [
+        clusters.build(store, Metrics("clusters"), clusters.universe_of(), qa.ClusterParams(), Target(), 15.0),
+        regime.build(store, Metrics("regime"), regime.universe_of(), qa.RegimeParams(), Target(), 30.0),
+    ]
+    for cycle in built:
+        loop: Any = Loop(cycle, store, Metrics(cycle.name), clock)
+        assert loop.once()
+        assert loop.last_nothing == "scanning"
+        for _ in range(9):
+            assert loop.once()
+        assert loop.last_nothing == ""
+    store.close()
+
+
 def test_without_bars_the_map_stays(client: Client, any_server: EmbeddedServer) -> None:
     """No bars: nothing is written, and a map that is there is left as it is."""
     client.hset(LIVE.clusters, mapping={"C1": '["BTCUSDT"]'})
@@ -223,6 +263,7 @@ def test_a_static_map_takes_the_place_of_correlations(
     names = trade(client, blocks(np.random.default_rng(1), [2, 2]))
     for name in names:
         hold(client, name, 100)
+    hold(client, "NEWUSDT", -1000)
     file = tmp_path / "map.json"
     file.write_text(json.dumps({"left": [names[0], names[2]], "right": [names[2], names[3], "NEWUSDT"], "none": []}))
     run(any_server.url, "clusters", now=NOW, QA_CLUSTER_MAP=str(file))
@@ -230,12 +271,26 @@ def test_a_static_map_takes_the_place_of_correlations(
         "left": [names[0], names[2]], "right": ["NEWUSDT", names[3]],
     }  # fmt: skip
     strain = client.hgetall(LIVE.stress("left"))
-    assert float(strain["weight"]) == 0.5
+    assert float(strain["weight"]) == pytest.approx(200 / 1400), "positions without bars weigh too"
+    assert client.exists(LIVE.stress("right")) == 0, "no correlation is known: neutral, and not a stress of 0"
     assert float(strain["correlation"]) < 0.5
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", "x", '{"a b": ["BTCUSDT"]}', '{"UNKNOWN": []}', '{"A": ["btc"]}', '{"A": 5}', "[" * 9999]
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"A": []}',
+        '{"A": ["BTCUSDT"], "A": ["ETHUSDT"]}',
+        "x",
+        '{"a b": ["BTCUSDT"]}',
+        '{"UNKNOWN": []}',
+        '{"A": ["btc"]}',
+        '{"A": 5}',
+        "[" * 9999,
+    ],
 )
 def test_a_bad_static_map_is_one_sentence_and_78(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The file is named, and what it must be."""

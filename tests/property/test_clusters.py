@@ -119,7 +119,7 @@ def test_nearest_neighbours_share_a_cluster(seed: int, n: int, within: float) ->
             assert of[found.symbols[i]] == of[found.symbols[j]]
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(40, 200))
+@given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(40, 200))
 def test_correlations_are_those_of_numpy(seed: int, n: int, length: int) -> None:
     """Over the bars in common of each pair, to 1e-9; NaN below thirty of them."""
     rng = np.random.default_rng(seed)
@@ -136,7 +136,8 @@ def test_correlations_are_those_of_numpy(seed: int, n: int, length: int) -> None
     for i, a in enumerate(found.symbols):
         for j, b_ in enumerate(found.symbols):
             common = sorted(table[a].keys() & table[b_].keys())
-            assert found.common[i, j] == len(common)
+            if i != j:
+                assert found.common[i, j] == len(common)
             if i != j and len(common) >= 30:
                 expected = np.corrcoef([table[a][t] for t in common], [table[b_][t] for t in common])[0, 1]
                 assert found.values[i, j] == pytest.approx(expected, abs=1e-9)
@@ -162,6 +163,45 @@ def test_broken_data_has_a_defined_answer() -> None:
     assert members(qa.cluster(only_one)) == [("A1",), ("B1",)]
 
 
+def test_one_odd_symbol_dissolves_nothing() -> None:
+    """Bars of another length, off the grid, in gaps of the others, or of a year ago: the groups of the others stay."""
+    rng = np.random.default_rng(4)
+    good = named_bars(blocks(rng, [3, 2]))
+    end = float(good["S00"].times[-1])
+    ticks = np.arange(400.0)
+    odd = {
+        "seconds": qa.Bars(end - 400 + ticks, 1 + rng.random(400), np.ones(400)),
+        "off the grid": qa.Bars(end - 20 * 400 + 20 * ticks, 1 + rng.random(400), np.full(400, 60.0)),
+        "long dead": qa.Bars(end - 3e7 + 60 * ticks, 1 + rng.random(400), np.full(400, 60.0)),
+        "mixed": qa.Bars(end - 60 * 400 + 60 * ticks, 1 + rng.random(400), np.where(ticks < 5, 1.0, 60.0)),
+    }
+    groups = members(qa.cluster(good))
+    regime = qa.classify_regime(good, end)
+    for name, bars in odd.items():
+        found = members(qa.cluster({**good, "ZZUSDT": bars}))
+        assert [g for g in found if "ZZUSDT" not in g] == groups, name
+        made = qa.classify_regime({**good, "ZZUSDT": bars}, end)
+        assert isinstance(made, qa.RegimeDecision), name
+        if name in ("seconds", "long dead"):
+            assert made == regime, name
+    late = {s: qa.Bars(b.times + rng.uniform(-2, 2, b.times.size), b.closes, b.bar_s) for s, b in good.items()}
+    assert members(qa.cluster(late)) == groups, "a grid of jittered times is one grid"
+    apart = {s: qa.Bars(b.times + 0.001 * i, b.closes, b.bar_s) for i, (s, b) in enumerate(good.items())}
+    assert members(qa.cluster(apart)) == groups
+
+
+def test_the_linkage_is_the_average_one() -> None:
+    """A chain of three: single linkage would join all, complete linkage would join none of what average joins."""
+    near, far = 0.9, 0.3
+
+    def groups(ab: float, bc: float, ac: float) -> list[tuple[str, ...]]:
+        values = np.array([[1.0, ab, ac], [ab, 1.0, bc], [ac, bc, 1.0]])
+        return groups_of(Correlations(("A1", "B1", "C1"), values, np.full((3, 3), 99.0)))
+
+    assert groups(near, 0.75, far) == [("A1", "B1"), ("C1",)], "single linkage would take C1 in at 0.75"
+    assert groups(near, 0.85, 0.6) == [("A1", "B1", "C1")], "complete linkage would keep C1 out at 0.6"
+
+
 def test_stress_is_weight_times_concentration_times_correlation() -> None:
     """By hand: two of three clusters hold the book, one long and short, one long alone."""
     found = Correlations(
@@ -178,7 +218,8 @@ def test_stress_is_weight_times_concentration_times_correlation() -> None:
     assert x.alpha == pytest.approx(0.3)
     assert (stresses["Y"].weight, stresses["Y"].correlation, stresses["Y"].stress) == (0.2, 0.0, 0.0)
     assert (stresses["Z"].weight, stresses["Z"].concentration, stresses["Z"].alpha) == (0.0, 0.0, 0.0)
-    assert mean_correlation(["B1", "C1"], found) == 0.0
+    assert mean_correlation(["B1", "C1"], found) is None
+    assert qa.cluster_stresses({"W": ["B1", "C1"]}, found, usd, {}) == (), "what is not known is no stress of 0"
     assert sum(s.weight for s in stresses.values()) == pytest.approx(1.0)
 
 

@@ -135,6 +135,50 @@ def test_noise_without_direction_is_chop() -> None:
             assert made.confidence == pytest.approx(math.erfc(abs(made.z) / math.sqrt(2.0)))
 
 
+def test_the_median_is_that_of_the_last_day() -> None:
+    """Wild noise of two days ago does not make today's noise look calm."""
+    rng = np.random.default_rng(8)
+    calm, wild = rng.standard_normal(700) * 1e-4, rng.standard_normal(240) * 3e-4
+    old = rng.standard_normal(500) * 9e-4
+    today = np.concatenate([calm, wild])
+    start = bars_of(old)
+    closes = start.closes[-1] * np.exp(np.cumsum(today))
+    times = start.times[-1] + 2 * 86_400 + BAR * np.arange(1, today.size + 1)
+    both = qa.Bars(
+        np.concatenate([start.times, times]),
+        np.concatenate([start.closes, closes]),
+        np.full(start.times.size + times.size, BAR),
+    )
+    made = qa.classify_regime({"A1": both}, float(times[-1]))
+    assert isinstance(made, qa.RegimeDecision)
+    assert made.volatility_ratio > 1.5
+
+
+def test_rounding_is_no_regime() -> None:
+    """Prices that grow by the same factor every bar do not vary: only their last bits do."""
+    for growth in (1e-3, 1e-4):
+        closes: Floats = np.array([100.0 * (1.0 + growth) ** k for k in range(500)])
+        bars = qa.Bars(np.array([START + BAR * k for k in range(500)]), closes, np.full(500, BAR))
+        made = qa.classify_regime({"A1": bars}, float(bars.times[-1]))
+        assert isinstance(made, qa.NoRegime)
+        assert made.reason == "constant_prices"
+
+
+def test_dead_symbols_do_not_fill_the_window() -> None:
+    """A live symbol of twenty bars beside one that ended a year ago: too few bars; an old short bar hides no hour."""
+    rng = np.random.default_rng(2)
+    dead = bars_of(rng.standard_normal(400) * 1e-3, start=START - 3e7)
+    young = bars_of(rng.standard_normal(20) * 1e-3)
+    made = qa.classify_regime({"A1": dead, "B1": young}, float(young.times[-1]))
+    assert isinstance(made, qa.NoRegime)
+    assert (made.reason, made.symbols) == ("too_few_bars", 1)
+    hours: Floats = np.array([START + 3600.0 * k for k in range(300)])
+    lengths = np.full(300, 3600.0)
+    lengths[3] = 60.0
+    slow = qa.Bars(hours, np.exp(np.cumsum(rng.standard_normal(300) * 1e-3)), lengths)
+    assert isinstance(qa.classify_regime({"A1": slow}, float(hours[-1]) + 600), qa.RegimeDecision)
+
+
 def test_what_is_no_regime_has_a_reason() -> None:
     """No bars, too few, too old, constant prices, one symbol that has just begun: a reason and no regime."""
     rng = np.random.default_rng(5)

@@ -2,7 +2,8 @@
 
 At first, and whenever the entries that are known are not among the newest ones any more (a restart, a gap in reading, a
 stream begun again), a stream is read whole; else only its newest entries are. So the bars are those of the stream, with
-or without a restart. An entry that is malformed, or more than 5 s ahead, is left out and counted.
+or without a restart; an entry that is deleted from the middle is noticed at the next start. An entry that is malformed,
+or more than 5 s ahead, is left out and counted.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 NEWEST = 8
+PAGE = 50
 SYMBOLS_PER_BATCH = 100
 
 Bar = tuple[float, float, float]
@@ -112,46 +114,64 @@ class BarReader:
         Raises:
             StoreError: the store did not answer.
         """
-        import numpy as np
-
         wanted = set(symbols)
         self._tapes = {s: t for s, t in self._tapes.items() if s in wanted}
         behind = []
         known = [s for s in symbols if s in self._tapes]
-        for symbol, reply in self._newest(store, known, NEWEST):
+        for symbol, reply in self._newest(store, known):
             tape = self._tapes[symbol]
             if tape.newest_id in {_id(e) for e in reply}:
                 self._tapes[symbol] = self._extended(tape, reply)
             else:
                 behind.append(symbol)
-        fresh = [s for s in symbols if s not in self._tapes] + behind
-        for symbol, reply in self._newest(store, fresh, self._keep):
+        for symbol in [s for s in symbols if s not in self._tapes] + behind:
             self._tapes.pop(symbol, None)
-            if reply:
-                self._tapes[symbol] = self._extended(Tape(b"", np.empty((0, 3))), reply)
+            whole = self._whole(store, symbol)
+            if whole is not None:
+                self._tapes[symbol] = whole
         found = {s: bars_in(t.rows, now) for s, t in sorted(self._tapes.items())}
         return {s: b for s, b in found.items() if b.times.size}
 
-    def _newest(self, store: Store, symbols: Sequence[str], count: int) -> Iterator[tuple[str, list[Reply]]]:
-        """The newest entries of each symbol, a few symbols at a time, so that raw entries do not pile up."""
-        size = max(1, SYMBOLS_PER_BATCH * NEWEST // count)
-        for i in range(0, len(symbols), size):
-            some = symbols[i : i + size]
-            replies = store.read([("XREVRANGE", self._keys.bars(s), "+", "-", "COUNT", count) for s in some])
+    def _newest(self, store: Store, symbols: Sequence[str]) -> Iterator[tuple[str, list[Reply]]]:
+        """The newest entries of each symbol, some symbols at a time, so that raw entries do not pile up."""
+        for i in range(0, len(symbols), SYMBOLS_PER_BATCH):
+            some = symbols[i : i + SYMBOLS_PER_BATCH]
+            replies = store.read([("XREVRANGE", self._keys.bars(s), "+", "-", "COUNT", NEWEST) for s in some])
             for symbol, reply in zip(some, replies, strict=True):
                 self.malformed += isinstance(reply, Failed)
                 yield symbol, reply if isinstance(reply, list) else []
 
+    def _whole(self, store: Store, symbol: str) -> Tape | None:
+        """The newest entries that are kept, read backwards page by page; None where there are none."""
+        import numpy as np
+
+        bars: list[Bar] = []
+        newest, end = b"", b"+"
+        while len(bars) < self._keep:
+            count = min(PAGE, self._keep - len(bars))
+            page = store.read([("XREVRANGE", self._keys.bars(symbol), end, "-", "COUNT", count)])[0]
+            if not isinstance(page, list) or not page:
+                break
+            bars += self._decoded(page)
+            newest, end = newest or _id(page[0]), b"(" + _id(page[-1])
+            if len(page) < count:
+                break
+        return Tape(newest, np.array(bars[::-1], dtype=np.float64)) if bars else None
+
+    def _decoded(self, entries: Sequence[Reply]) -> list[Bar]:
+        found = [decode_bar(e) for e in entries]
+        self.malformed += sum(bar is None for bar in found)
+        return [bar or NOTHING for bar in found]
+
     def _extended(self, tape: Tape, newest_first: Sequence[Reply]) -> Tape:
         import numpy as np
 
-        more: list[Bar] = []
+        fresh = []
         for entry in newest_first:
             if _id(entry) == tape.newest_id:
                 break
-            bar = decode_bar(entry)
-            self.malformed += bar is None
-            more.append(bar or NOTHING)
+            fresh.append(entry)
+        more = self._decoded(fresh)
         if not more:
             return tape
         rows = np.concatenate([tape.rows, np.array(more[::-1], dtype=np.float64)])

@@ -33,12 +33,14 @@ class Symbols:
         known: those that the shared set names.
         refused: names that are no symbols.
         dropped: symbols beyond the limit.
+        complete: False while the first scan is not at its end.
     """
 
     names: tuple[str, ...]
     known: frozenset[str]
     refused: int = 0
     dropped: int = 0
+    complete: bool = True
 
 
 class Universe:
@@ -66,6 +68,7 @@ class Universe:
         self._scanned: frozenset[str] = frozenset()
         self._refused = 0
         self._beyond = self._beyond_building = 0
+        self._complete = self._failed = False
 
     @property
     def query(self) -> list[Command]:
@@ -91,7 +94,10 @@ class Universe:
                 self._left, self._building, self._refused_building = list(self._prefixes), set(), 0
                 self._beyond_building = 0
             self._scan(store)
-            if not self._left:
+            if not self._left and self._failed:
+                self._failed = False  # what was found before stands; look again at once
+            elif not self._left:
+                self._complete = True
                 self._scanned, self._refused = frozenset(self._building), self._refused_building
                 self._beyond = self._beyond_building
                 self._due = now + (REFRESH_S if self._scanned else 0.0)  # nothing found: look again at once
@@ -99,7 +105,8 @@ class Universe:
         first = sorted(scanned)[: self._limit]
         rest = sorted(named - scanned)[: self._limit - len(first)]
         dropped = len(scanned | named) - len(first) - len(rest) + self._beyond
-        return Symbols(tuple(sorted([*first, *rest])), frozenset(named), refused + self._refused, dropped)
+        names = tuple(sorted([*first, *rest]))
+        return Symbols(names, frozenset(named), refused + self._refused, dropped, self._complete)
 
     def _members(self, store: Store, size: Reply) -> tuple[set[str], int]:
         if not isinstance(size, int) or size == 0:
@@ -117,7 +124,7 @@ class Universe:
             prefix = self._left[0]
             reply = store.read([("SCAN", self._cursor, "MATCH", f"{prefix}*", "COUNT", PAGE_KEYS)])[0]
             if not (isinstance(reply, list) and isinstance(reply[0], bytes) and isinstance(reply[1], list)):
-                self._left, self._cursor = [], b"0"
+                self._left, self._cursor, self._failed = [], b"0", True
                 return
             cut = len(prefix)
             rest = [k[cut:] for k in reply[1] if isinstance(k, bytes)]

@@ -17,6 +17,7 @@ members stay together (an even split: the half with the namesake). Source: the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from quantum_alloc.core.allocation import UNMAPPED
 from quantum_alloc.core.numeric import Num, clamp01, exact_sum
 from quantum_alloc.core.params import check
+from quantum_alloc.core.regime import STILL
 from quantum_alloc.core.returns import Bars, returns_of
 from quantum_alloc.core.table import Explained, Table
 
@@ -111,7 +113,7 @@ class ClusterCycle(Table):
 
     Attributes:
         clusters: by name, the members in sort order.
-        stresses: one a cluster, in the order of the names.
+        stresses: one a cluster whose correlation is known, in the order of the names.
     """
 
     clusters: Mapping[str, tuple[str, ...]]
@@ -136,17 +138,20 @@ def distance(correlation: Num) -> Num:
     return apart
 
 
-def correlations(bars: Mapping[str, Bars], params: ClusterParams | None = None) -> Correlations:
+def correlations(
+    bars: Mapping[str, Bars], params: ClusterParams | None = None, since: float = -math.inf
+) -> Correlations:
     """Correlations of log returns over the bars in common.
 
     Args:
         bars: by symbol.
         params: lookback and least number of common bars.
+        since: symbols whose newest bar closed before are left out, unix seconds.
     """
     import numpy as np
 
     p = params or DEFAULTS
-    table = returns_of(bars, p.lookback)
+    table = returns_of(bars, p.lookback, since)
     values = table.values
     there = ~np.isnan(values)
     mask = there.astype(np.float64)
@@ -155,7 +160,7 @@ def correlations(bars: Mapping[str, Bars], params: ClusterParams | None = None) 
     means = held.sum(axis=1) / np.maximum(counts, 1.0)
     centred = np.where(there, values - means[:, None], 0.0)  # small numbers: sums of squares keep their digits
     scale = np.sqrt((centred**2).sum(axis=1) / np.maximum(counts, 1.0))
-    moves = scale > 1e-14  # below rounding of log prices: constant
+    moves = scale > STILL
     centred /= np.where(moves, scale, 1.0)[:, None]
     common = mask @ mask.T
     n = np.maximum(common, 1.0)
@@ -242,8 +247,8 @@ def name_groups(
     return {named[i]: tuple(sorted(groups[i])) for i in sorted(named, key=lambda i: named[i])}
 
 
-def mean_correlation(members: Sequence[str], found: Correlations) -> float:
-    """Mean over the defined pairs of a group; 0 for one member, and without a defined pair.
+def mean_correlation(members: Sequence[str], found: Correlations) -> float | None:
+    """Mean over the defined pairs of a group; 0 for one member, None for several without a defined pair.
 
     Args:
         members: symbols.
@@ -253,7 +258,9 @@ def mean_correlation(members: Sequence[str], found: Correlations) -> float:
     at = [place[s] for s in members if s in place]
     pairs = [float(found.values[i, j]) for k, i in enumerate(at) for j in at[k + 1 :]]
     defined = [c for c in pairs if c == c]  # noqa: PLR0124 - not NaN
-    return exact_sum(defined) / len(defined) if defined else 0.0
+    if len(members) == 1:
+        return 0.0
+    return exact_sum(defined) / len(defined) if defined else None
 
 
 def stress_of(weight: Num, concentration: Num, correlation: Num) -> Num:
@@ -276,7 +283,7 @@ def cluster_stresses(
     notional_usd: Mapping[str, float],
     alpha_score: Mapping[str, float],
 ) -> tuple[ClusterStress, ...]:
-    """The strain of each cluster.
+    """The strain of each cluster; one whose correlation is not known has none, which readers take as neutral.
 
     Args:
         clusters: name to members.
@@ -293,6 +300,8 @@ def cluster_stresses(
         weight = own / everything if everything > 0.0 else 0.0
         concentration = abs(exact_sum(signed)) / own if own > 0.0 else 0.0
         correlation = mean_correlation(members, found)
+        if correlation is None:
+            continue
         scores = [alpha_score[s] for s in members if s in alpha_score]
         out.append(
             ClusterStress(

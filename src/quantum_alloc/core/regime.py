@@ -14,8 +14,9 @@ the last n log returns r_t of the equal-weighted universe, mean mu, horizon q, o
     the last day -> CHOP; else NEUTRAL
     confidence = 2 Phi(|z*|) - 1 for the first two, 2 (1 - Phi(|z*|)) for CHOP, 0.5 for NEUTRAL
 
-Returns across gaps are dropped and counted. Fewer returns than the window, a window of constant prices, or a newest bar
-that is too old: there is no regime, and a reason. Source: the project's rules, section 7.
+Returns across gaps are dropped and counted. Symbols whose newest bar is too old, or whose bars have another length than
+most, do not count. Fewer returns than the window, a window of constant prices, or no bar that is new enough: there is
+no regime, and a reason. Source: the project's rules, section 7.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantum_alloc.core.params import check, positive
-from quantum_alloc.core.reading import age_s
-from quantum_alloc.core.returns import Bars, Returns, returns_of
+from quantum_alloc.core.returns import Bars, Returns, common_length, returns_of
 from quantum_alloc.core.table import Explained
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ RULES_VERSION = "regime_v1"
 DAY_S = 86_400.0
 STALE_S = 180.0
 STALE_BARS = 3.0
+KEPT_BARS = 1_500
+"""Columns that are looked at: a day of minutes and more; the stream keeps no more."""
+STILL = 1e-12
+"""Standard deviation of returns below which only the last bits of prices move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class RegimeDecision(Explained):
         bars: returns in the window.
         gaps: returns of the universe that were dropped because no symbol's bar follows directly.
         newest_ts: close of the newest bar, unix seconds.
-        symbols: how many symbols have a bar.
+        symbols: how many symbols count.
     """
 
     now: float
@@ -112,7 +116,7 @@ class NoRegime:
         reason: no_bars, stale_bars, too_few_bars or constant_prices.
         bars: returns that there are.
         gaps: returns that were dropped.
-        symbols: how many symbols have a bar.
+        symbols: how many symbols count.
     """
 
     now: float
@@ -137,11 +141,11 @@ def variance_ratio(returns: Floats, horizon: int) -> tuple[float, float] | None:
     import numpy as np
 
     n, q = returns.size, horizon
-    if not np.ptp(returns) > 0.0:
-        return None
     centred = returns - returns.mean()
     squares = centred**2
     total = float(squares.sum())
+    if not math.sqrt(total / n) > STILL:
+        return None
     sums = np.convolve(centred, np.ones(q), "valid")
     m = q * (n - q + 1) * (1.0 - q / n)
     vr = float((sums**2).sum()) / m / (total / (n - 1))
@@ -186,11 +190,13 @@ def _volatility_ratio(returns: Floats, times: Floats, window: int) -> float:
     return float(rms[-1]) / median if median > 0.0 else 1.0
 
 
-def _universe(bars: Mapping[str, Bars]) -> tuple[Floats, Floats, Returns]:
-    """Equal-weighted returns, their times, and the table that they come from; at least one symbol."""
+def _universe(bars: Mapping[str, Bars], window: int, since: float = -math.inf) -> tuple[Floats, Floats, Returns]:
+    """Equal-weighted returns, their times, and the table that they come from."""
     import numpy as np
 
-    table = returns_of(bars)
+    table = returns_of(bars, max(KEPT_BARS, window + 1), since)
+    if not table.symbols:
+        return np.empty(0), np.empty(0), table
     there = ~np.isnan(table.values).all(axis=0)
     return np.nanmean(table.values[:, there], axis=0), table.times[there], table
 
@@ -201,11 +207,11 @@ def statistic_over_time(
     """The statistic as it was at each bar: time, z* and volatility ratio; a window that does not vary is left out.
 
     Args:
-        bars: by symbol, at least one.
+        bars: by symbol.
         params: the numbers of the detector.
     """
     p = params or DEFAULTS
-    returns, times, _ = _universe(bars)
+    returns, times, _ = _universe(bars, p.window)
     out = []
     for end in range(p.window, returns.size + 1):
         found = variance_ratio(returns[end - p.window : end], p.horizon)
@@ -226,15 +232,16 @@ def classify_regime(
         params: the numbers of the detector.
     """
     p = params or DEFAULTS
-    n = sum(b.times.size > 0 for b in bars.values())
-    if not n:
+    lengths = [float(b.bar_s[-1]) for b in bars.values() if b.times.size]
+    if not lengths:
         return NoRegime(now, "no_bars")
-    universe, times, table = _universe(bars)
+    limit = max(STALE_S, STALE_BARS * common_length(lengths))
+    universe, times, table = _universe(bars, p.window, math.floor(now) - limit + 1.0)
+    if not table.symbols:
+        return NoRegime(now, "stale_bars", 0, 0, 0)
     gaps = table.times.size - times.size - table.first
     newest = float(table.times[-1])
-    counts = (universe.size, gaps, n)
-    if age_s(newest, now) >= max(STALE_S, STALE_BARS * table.bar_s):
-        return NoRegime(now, "stale_bars", *counts)
+    counts = (universe.size, gaps, len(table.symbols))
     if universe.size < p.window:
         return NoRegime(now, "too_few_bars", *counts)
     found = variance_ratio(universe[-p.window :], p.horizon)
@@ -243,4 +250,4 @@ def classify_regime(
     vr, z = found
     ratio = _volatility_ratio(universe, times, p.window)
     regime, confidence = regime_of(z, ratio, p)
-    return RegimeDecision(now, regime, confidence, z, vr, ratio, p.window, gaps, newest, n)
+    return RegimeDecision(now, regime, confidence, z, vr, ratio, p.window, gaps, newest, len(table.symbols))

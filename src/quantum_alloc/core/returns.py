@@ -1,14 +1,19 @@
 """Bars of many symbols as one table of log returns.
 
-    r_i(t) = ln(close_i(t) / close_i(t - bar))         only where bar t follows the bar before it directly
+    L         the bar length that most symbols have now; symbols of another length are left out
+    slot      round((ts - phase) / L), phase the circular mean of all close times: one grid for all, jitter forgiven
+    r_i(k)    ln(close_i(k) / close_i(k - 1)), only where the symbol has a bar in slot k and in the slot before
 
-A return across a gap is left out (NaN). The columns are the times at which any symbol has a bar. Source: the project's
-contract, "Market", and its rules, section 7.
+A return across a gap is left out (NaN). The columns are the slots in which at least half as many symbols have a bar as
+in the fullest slot, so that no single symbol can stretch, thin or fill the table. Source: the project's contract,
+"Market", and its rules, section 7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,14 +41,15 @@ class Bars:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Returns:
-    """Log returns of several symbols over their common times.
+    """Log returns of several symbols over their common slots.
 
     Attributes:
         symbols: in sort order.
-        times: (t,) close times, unix seconds, ascending.
+        times: (t,) latest close time in each slot, unix seconds, ascending.
         values: (n, t) log returns; NaN where there is none.
-        bar_s: smallest length of a bar, seconds; 0 without bars.
-        first: number of columns in which a symbol's first bar stands and no other has a return.
+        bar_s: length of a bar, seconds; 0 without bars.
+        first: 1 when the first column is the first slot of all, which can have no return; else 0.
+        left_out: symbols of another bar length, or without a bar since the oldest time allowed.
     """
 
     symbols: tuple[str, ...]
@@ -51,14 +57,41 @@ class Returns:
     values: Floats
     bar_s: float
     first: int = 0
+    left_out: int = 0
 
 
-def returns_of(bars: Mapping[str, Bars], last: int | None = None) -> Returns:
+QUORUM = 0.5
+"""A column needs so many of the bars that the fullest one has."""
+
+
+def common_length(lengths: Sequence[float]) -> float:
+    """The most frequent length, the smaller of two equally frequent.
+
+    Args:
+        lengths: seconds, at least one.
+
+    >>> common_length([60.0, 3600.0, 60.0])
+    60.0
+    """
+    counts = Counter(lengths)
+    most = max(counts.values())
+    return min(length for length, n in counts.items() if n == most)
+
+
+def _phase(times: Floats, bar_s: float) -> float:
+    import numpy as np
+
+    angles = times % bar_s * (2.0 * np.pi / bar_s)
+    return float(np.arctan2(np.sin(angles).mean(), np.cos(angles).mean()) * bar_s / (2.0 * np.pi))
+
+
+def returns_of(bars: Mapping[str, Bars], last: int | None = None, since: float = -math.inf) -> Returns:
     """The table of log returns.
 
     Args:
         bars: by symbol; empty ones count as absent.
         last: only so many of the latest columns; None for all.
+        since: symbols whose newest bar closed before are left out, unix seconds.
 
     >>> import numpy as np
     >>> one = np.ones(4) * 60.0
@@ -68,20 +101,33 @@ def returns_of(bars: Mapping[str, Bars], last: int | None = None) -> Returns:
     """
     import numpy as np
 
-    symbols = tuple(sorted(s for s, b in bars.items() if b.times.size))
-    if not symbols:
-        return Returns((), np.empty(0), np.empty((0, 0)), 0.0)
-    times = np.unique(np.concatenate([bars[s].times for s in symbols]))
-    begin = times[0]
+    there = {s: b for s, b in bars.items() if b.times.size}
+    alive = {s: b for s, b in there.items() if b.times[-1] >= since}
+    if not alive:
+        return Returns((), np.empty(0), np.empty((0, 0)), 0.0, 0, len(there))
+    length = common_length([float(alive[s].bar_s[-1]) for s in sorted(alive)])
+    symbols = tuple(sorted(s for s, b in alive.items() if b.bar_s[-1] == length))
+    kept = {s: alive[s].bar_s == length for s in symbols}
+    phase = _phase(np.concatenate([alive[s].times[kept[s]] for s in symbols]), length)
+    rows: dict[str, tuple[Floats, Floats, Floats]] = {}
+    for s in symbols:
+        times, closes = alive[s].times[kept[s]], alive[s].closes[kept[s]]
+        at = np.round((times - phase) / length)
+        final = np.append(np.diff(at) > 0.0, True)  # the last of a slot
+        rows[s] = (at[final], times[final], closes[final])
+    slots, counts = np.unique(np.concatenate([at for at, _, _ in rows.values()]), return_counts=True)
+    begin, slots = slots[0], slots[counts >= QUORUM * counts.max()]
     if last is not None:
-        times = times[-last:]
-    values = np.full((len(symbols), times.size), np.nan)
-    for row, symbol in enumerate(symbols):
-        b = bars[symbol]
-        follows = np.abs(np.diff(b.times) - b.bar_s[1:]) < 1e-6
-        step = np.where(follows, np.diff(np.log(b.closes)), np.nan)
-        at = np.searchsorted(times, b.times[1:])
-        seen = b.times[1:] >= times[0]
-        values[row, at[seen]] = step[seen]
-    starts = int(times[0] == begin)
-    return Returns(symbols, times, values, min(float(bars[s].bar_s.min()) for s in symbols), starts)
+        slots = slots[-last:]
+    values = np.full((len(symbols), slots.size), np.nan)
+    latest = np.zeros(slots.size)
+    for row, s in enumerate(symbols):
+        at, times, closes = rows[s]
+        column = np.searchsorted(slots, at)
+        seen = (column < slots.size) & (slots[np.minimum(column, slots.size - 1)] == at)
+        latest[column[seen]] = np.maximum(latest[column[seen]], times[seen])
+        step = np.full(at.size, np.nan)
+        follows = np.diff(at) == 1.0
+        step[1:][follows] = np.diff(np.log(closes))[follows]
+        values[row, column[seen]] = step[seen]
+    return Returns(symbols, latest, values, length, int(slots[0] == begin), len(there) - len(symbols))

@@ -180,7 +180,7 @@ def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
 def _regime(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(RegimeOptions), parts.settings.common
     to = Target(maxlen=common.stream_maxlen)
-    universe = _found(regime.universe_of(to.keys, common.symbols, common.max_symbols), parts)
+    universe = _found(regime.universe_of(to.keys, common.symbols, options.max_symbols), parts)
     params = options.params()
     cycle = regime.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)

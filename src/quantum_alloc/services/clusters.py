@@ -28,6 +28,8 @@ from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "clusters"
 CORRELATIONS_EVERY_S = 60
+NEWEST_BAR_S = 86_400
+"""A symbol without a bar for a day is clustered no more."""
 POSITION_STALE_S = 60
 ALPHA_STALE_S = 300
 
@@ -36,6 +38,13 @@ Members = Mapping[str, tuple[str, ...]]
 
 class MapError(Exception):
     """A static map that cannot be used; the text is one sentence with the way out."""
+
+
+def _no_doubles(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("an id stands twice")
+    return out
 
 
 def read_static_map(path: Path) -> dict[str, tuple[str, ...]]:
@@ -48,7 +57,7 @@ def read_static_map(path: Path) -> dict[str, tuple[str, ...]]:
         MapError: it cannot be read, or is something else.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(path.read_bytes(), object_pairs_hook=_no_doubles)
     except (OSError, ValueError, RecursionError) as error:
         why = getattr(error, "strerror", None) or "no JSON"
         raise MapError(
@@ -70,6 +79,9 @@ def read_static_map(path: Path) -> dict[str, tuple[str, ...]]:
         taken.update(own)
         if own:
             out[name] = own
+    longest = max((len(json.dumps(own)) for own in out.values()), default=0)
+    if not out or len(out) > wire.MAP_FIELDS_LIMIT or longest > wire.MAP_VALUE_LIMIT_BYTES:
+        raise MapError(f"The cluster map {path} is empty, has over 10,000 ids, or an id with over 256 kB of symbols.")
     return out
 
 
@@ -126,20 +138,25 @@ def members_of(of: wire.ClusterMap) -> dict[str, tuple[str, ...]]:
 
 def step(state: State, seen: Seen, params: ClusterParams, static: Members | None) -> tuple[State, Made]:
     """One cycle: correlations and groups where they are due, strains always."""
-    due = state.worked_out is None or not 0 <= seen.now - state.worked_out < CORRELATIONS_EVERY_S
+    if not seen.symbols.complete:
+        return state, Made(seen.now, ClusterCycle({}, ()), False, "scanning")
+    since = CORRELATIONS_EVERY_S - 1.0  # cycles do not start to the millisecond
+    due = state.worked_out is None or not 0 <= seen.now - state.worked_out < since
+    before = members_of(seen.before)
     if due:
-        found = correlations(seen.bars, params)
+        found = correlations(seen.bars, params, seen.now - NEWEST_BAR_S)
         if static is not None:
             groups = dict(static)
         elif found.symbols:
-            groups = name_groups(groups_of(found, params), members_of(seen.before), seen.notional_usd)
+            groups = name_groups(groups_of(found, params), before, seen.notional_usd)
         else:
             groups = {}
         state = State(seen.now if groups else None, found, groups)
     if not state.clusters or state.found is None:
         return state, Made(seen.now, ClusterCycle({}, ()), False, "no_bars")
     stresses = cluster_stresses(state.clusters, state.found, seen.notional_usd, seen.alpha_score)
-    return state, Made(seen.now, ClusterCycle(state.clusters, stresses), due, "", state.found)
+    differs = due or not seen.before.readable or before != state.clusters
+    return state, Made(seen.now, ClusterCycle(state.clusters, stresses), differs, "", state.found)
 
 
 def tell(m: Metrics, seen: Seen, made: Made) -> Told:
@@ -182,14 +199,15 @@ def build(
         symbols = universe.find(store, first[1:], now)
         too_large = isinstance(first[0], int) and first[0] > wire.MAP_FIELDS_LIMIT
         batch: list[Command] = [] if too_large else [("HGETALL", keys.clusters)]
-        batch += [wire.POSITION.query(keys.position(s)) for s in symbols.names]
-        batch += [wire.ALPHA.query(keys.attribution(s)) for s in symbols.names]
+        names = sorted({*symbols.names, *(s for members in (static or {}).values() for s in members)})
+        batch += [wire.POSITION.query(keys.position(s)) for s in names]
+        batch += [wire.ALPHA.query(keys.attribution(s)) for s in names]
         replies = store.read(batch)
         before = wire.oversized_clusters() if too_large else wire.decode_clusters(replies.pop(0))
         notional: dict[str, float] = {}
         alpha: dict[str, float] = {}
-        n = len(symbols.names)
-        for symbol, position, score in zip(symbols.names, replies[:n], replies[n:], strict=True):
+        n = len(names)
+        for symbol, position, score in zip(names, replies[:n], replies[n:], strict=True):
             held = wire.decode(wire.POSITION, position, now, POSITION_STALE_S)
             if isinstance(held, Fresh):
                 notional[symbol] = held.value.qty * held.value.mark_price_usd
@@ -217,5 +235,5 @@ def build(
 
 
 def universe_of(keys: Keys = LIVE, fixed: tuple[str, ...] = (), limit: int = 1_000) -> Universe:
-    """Symbols with bars."""
-    return Universe(keys, (keys.bars(""),), fixed, limit)
+    """Symbols with bars or a position."""
+    return Universe(keys, (keys.bars(""), keys.position("")), fixed, limit)

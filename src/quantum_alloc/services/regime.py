@@ -19,10 +19,10 @@ from quantum_alloc.adapters.universe import Symbols, Universe
 from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import Bars, NoRegime, RegimeDecision, RegimeParams, classify_regime
 from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.core.regime import KEPT_BARS
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "regime"
-KEPT_BARS = 1_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ def build(
         return Seen(now, symbols, bars, reader.malformed)
 
     def decide(_: None, seen: Seen, __: Attempt) -> tuple[None, RegimeDecision | NoRegime]:
+        if not seen.symbols.complete:
+            return None, NoRegime(seen.now, "scanning")
         return None, classify_regime(seen.bars, seen.now, params)
 
     def effects(_: Seen, made: RegimeDecision | NoRegime) -> tuple[Group, ...]:
@@ -89,6 +91,6 @@ def build(
     )
 
 
-def universe_of(keys: Keys = LIVE, fixed: tuple[str, ...] = (), limit: int = 10_000) -> Universe:
+def universe_of(keys: Keys = LIVE, fixed: tuple[str, ...] = (), limit: int = 1_000) -> Universe:
     """Symbols with bars."""
     return Universe(keys, (keys.bars(""),), fixed, limit)

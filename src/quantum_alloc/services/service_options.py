@@ -190,6 +190,9 @@ class RegimeOptions:
     interval_s: float = _interval("QA_REGIME_INTERVAL_SEC", 30.0, hi=3600)
     window: int = var("REGIME_WINDOW", _R.window, unit="bars", lo=8, hi=1400, help="Returns that it looks at.")
     horizon: int = var("REGIME_HORIZON", _R.horizon, unit="bars", lo=2, hi=100, help="How many of them are summed.")
+    max_symbols: int = var(
+        "QA_REGIME_MAX_SYMBOLS", 1_000, lo=1, hi=3_000, help="Symbols of the universe's return; the rest is counted."
+    )
     z: float = var("REGIME_Z", _R.z, above=0, hi=10, help="Statistic from which on a regime is called.")
     chop_vol: float = var(
         "REGIME_CHOP_VOL", _R.chop_vol, above=0, hi=100, help="Volatility over its median from which on noise is CHOP."
