@@ -6,11 +6,12 @@ import json
 import socket
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError, find_server, free_port
-from quantum_alloc.services import logs
+from quantum_alloc.services import logs, status
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.show import table
 from tests.support.running import Service, seed, until
@@ -163,3 +164,29 @@ def test_log_lines_cannot_be_forged() -> None:
     assert logs.escape("a\nERROR b\x1b[0m\x85") == "a\\nERROR b\\x1b[0m\\x85"
     assert table([]) == ""
     assert table([{"a": None, "b": "x"}]).splitlines()[1] == "-  x"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-x\r\n",
+        b"HTTP/1.0 200 OK\r\n\r\n[1]",
+        b'HTTP/1.0 200 OK\r\n\r\n{"service":"feed"}',
+        b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{",
+    ],
+)
+def test_status_survives_another_program_on_a_port(answer: bytes) -> None:
+    """Whatever answers on a service's port, its row says so."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            client, _ = server.accept()
+            client.recv(1000)
+            client.sendall(answer)
+            client.close()
+
+        thread = Thread(target=serve)
+        thread.start()
+        row = status._service("feed", "127.0.0.1", server.getsockname()[1])
+        thread.join(5)
+    assert row["state"] in ("not reached", "another program answers here", "not ready")

@@ -14,10 +14,11 @@ import redis
 
 import quantum_alloc.core as qa
 from quantum_alloc.adapters.clock import SetClock
+from quantum_alloc.adapters.effects import HashSet, StreamAdd
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import Keys, Lane
 from quantum_alloc.adapters.metrics import COMMON, OTHER, TABLES, Metrics
-from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core.params import from_json
@@ -284,7 +285,11 @@ def test_one_unreadable_position_is_left_out_and_told(client: Client, any_server
         "partial",
     )
     assert 0 < client.ttl("quantum:state:portfolio") <= 120
+    assert client.exists("quantum:portfolio:peak") == 0, "an equity that lacks a position raises no peak"
+    load(client, a_world(11))
+    run(any_server.url, "portfolio")
     assert client.ttl("quantum:portfolio:peak") == -1
+    assert float(client.hget("quantum:portfolio:peak", "peak_equity_usd")) == 99_989.0
 
 
 @pytest.mark.parametrize("raw", ["NaN", "", "-1", "x" * 5000])
@@ -326,3 +331,53 @@ def test_while_nothing_is_found_the_scan_is_not_put_off(client: Client, any_serv
     client.hset("quantum:portfolio:budget:BTCUSDT", mapping={"x": 1})
     assert universe.find(store, store.read(universe.query), 5.0).names == ("BTCUSDT",)
     store.close()
+
+
+def test_half_a_scan_is_no_portfolio(client: Client, any_server: EmbeddedServer) -> None:
+    """While the first scan of a large key space goes on, portfolio, budget and allocation write nothing: half of the
+    positions would make a peak that never was, half of a group would get the whole of its cap."""
+    from quantum_alloc.services import budget, portfolio
+
+    world = a_world(3).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.0, timestamp=NOW)
+    load(client, world.put("quantum:portfolio:budget:S0USDT", budget_usd=1000, timestamp=NOW))
+    for start in range(0, 300_000, 20_000):
+        client.mset({f"other:{i}": "" for i in range(start, start + 20_000)})
+    store = Store(any_server.url)
+    built: list[Any] = [
+        portfolio.build(store, Metrics("portfolio"), portfolio.universe_of(), Target(), 5.0, 120, 60),
+        budget.build(store, Metrics("budget"), budget.universe_of(), qa.BudgetParams(), Target(), 10.0),
+        allocation.build(store, Metrics("allocation"), allocation.universe_of(), qa.AllocationParams(), Target(), 5.0),
+    ]
+    for cycle in built:
+        loop: Any = Loop(cycle, store, Metrics(cycle.name), SetClock(NOW))
+        assert loop.once()
+        assert loop.last_nothing == "scanning", cycle.name
+        for _ in range(5):
+            assert loop.once()
+        assert loop.last_nothing == "", cycle.name
+    store.close()
+
+
+@pytest.mark.parametrize("equity", [-5.0, 0.0])
+def test_an_equity_that_is_not_positive_makes_no_peak(
+    equity: float, client: Client, any_server: EmbeddedServer
+) -> None:
+    """Nothing is written that its own reader would refuse; the first positive equity is the first peak."""
+    load(client, World(NOW).put("quantum:account:balance", balance=equity, timestamp=NOW))
+    run(any_server.url, "portfolio")
+    assert client.exists("quantum:portfolio:peak") == 0
+    load(client, World(NOW).put("quantum:account:balance", balance=1000, timestamp=NOW))
+    run(any_server.url, "portfolio")
+    assert float(client.hget("quantum:portfolio:peak", "peak_equity_usd")) == 1000.0
+
+
+def test_a_refused_multi_lets_nothing_through(client: Client, any_server: EmbeddedServer) -> None:
+    """An account without the right to MULTI: not one of the commands is carried out."""
+    client.execute_command("ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@all", "-@transaction")
+    store = Store(any_server.url.replace("unix://", "unix://plain:pw@"))
+    with pytest.raises(StoreError) as caught:
+        store.apply([(StreamAdd("s", {"a": "b"}, 100), HashSet("h", {"a": "b"}))])
+    assert caught.value.is_configuration
+    assert client.exists("s", "h") == 0
+    store.close()
+    client.execute_command("ACL", "DELUSER", "plain")

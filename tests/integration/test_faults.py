@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
@@ -282,4 +284,61 @@ def test_large_portfolios_are_written_lowered_first(proxy: FaultProxy, one_clien
         total = sum(float(h["target_usd"]) for h in written(one_client).hashes.values())
         assert total <= cap * (1 + 1e-9), f"cut after {k} groups"
     assert cuts == 3
+    store.close()
+
+
+def test_a_long_outage_ends_no_loop() -> None:
+    """A thousand failures and more: the pause stays a second, and the loop comes back."""
+    store = Store("unix:///nowhere/at/all")
+    loop = allocation_loop(store)
+    loop._failures = 5000
+    stop = Event()
+    thread = Thread(target=loop.run, args=(stop,))
+    thread.start()
+    until(lambda: loop._failures > 5000, 5, "another failure")
+    assert thread.is_alive()
+    stop.set()
+    thread.join(3)
+    assert not thread.is_alive()
+    store.close()
+
+
+def test_idle_clients_use_up_no_descriptors(one_server: EmbeddedServer) -> None:
+    """A hundred connections that ask for nothing: the page still answers a while later, and the loop goes on."""
+    with Service("budget", one_server.url, P28_INTERVAL_SEC="0.2") as service:
+        until(service.ready, 10, "ready")
+        idle = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(100)]
+        before = service.process
+        assert before is not None
+        threads = Path(f"/proc/{before.pid}/task")
+        if threads.exists():
+            assert len(list(threads.iterdir())) < 60
+        for sock in idle:
+            sock.close()
+        until(service.ready, 10, "answers again")
+        assert service.terminate()[0] == 0
+
+
+def test_what_was_not_written_is_not_remembered(proxy: FaultProxy, one_client: Client) -> None:
+    """A feed cycle whose write was cut: the paper book has not traded, so that balance and executions agree."""
+    from quantum_alloc.adapters.candles import Candle, Step
+    from quantum_alloc.core.paper import open_book
+    from quantum_alloc.services import feed
+    from quantum_alloc.services.demo import Offered
+
+    store, source = Store(proxy.url), Offered()
+    book = open_book(1000.0, 1.0, 1, rebalance_bars=2)
+    cycle = feed.build(store, Metrics("feed"), source, book, Target(), paper=True)
+    loop = Loop(cycle, store, Metrics("feed"), WallClock())
+    for bar, close in enumerate([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]):
+        source.step = Step(60.0 * bar, (Candle("AAUSDT", 60.0 * bar, 60.0, close, 1.0),))
+        if bar == 2:
+            store.close()
+            proxy.cut_after(3)
+        assert loop.once() == (bar != 2)
+        proxy.heal()
+    pnls = [float(f["pnl_usd"]) for _, f in one_client.xrange("quantum:stream:execution.result") if "pnl_usd" in f]
+    balance = float(one_client.hget("quantum:account:balance", "balance"))
+    assert len(pnls) >= 2
+    assert balance == pytest.approx(1000.0 + sum(pnls))
     store.close()

@@ -51,6 +51,8 @@ class Peak(RuleBasedStateMachine):
         self.decision = made
         if made.peak_equity_usd is not None:
             self.on_record = made.peak_equity_usd
+            assert made.peak_equity_usd > 0.0
+        if made.peak_equity_usd is not None and not made.left_out:
             self.highest = max(self.highest, made.equity_usd)
 
     @rule()
@@ -66,7 +68,8 @@ class Peak(RuleBasedStateMachine):
         assert self.on_record is not None
         assert self.on_record >= self.highest
         d = self.decision.drawdown
-        assert d is None or (0.0 <= d <= 1.0 and self.decision.peak_equity_usd >= self.decision.equity_usd)
+        assert d is None or 0.0 <= d <= 1.0
+        assert self.decision.left_out or self.decision.peak_equity_usd >= self.decision.equity_usd
 
 
 TestPeak = Peak.TestCase

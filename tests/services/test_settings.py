@@ -596,11 +596,11 @@ URLS: list[tuple[str, str, str | None]] = [
     (f"rediss://app:{CANARY}@cache:6380", "rediss://app:***@cache:6380", CANARY),
     ("redis://app:a%2Fb@cache", "redis://app:***@cache", "a/b"),
     (f"redis://{CANARY}@cache", "redis://***@cache", None),
-    (f"redis://cache/0?password={CANARY}&x=1", "redis://cache/0?***", CANARY),
+    (f"redis://cache/0?password={CANARY}&db=1", "redis://cache/0?***", CANARY),
     (f"redis://cache?p%61ssword={CANARY}", "redis://cache?***", CANARY),
     (f"unix://:{CANARY}@/run/redis.sock?db=1", "unix://:***@/run/redis.sock?db=1", CANARY),
     ("unix:///run/redis.sock", "unix:///run/redis.sock", None),
-    ("redis://[::1]:6379?timeout=2", "redis://[::1]:6379?timeout=2", None),
+    ("redis://[::1]:6379?db=2", "redis://[::1]:6379?db=2", None),
 ]
 
 
@@ -689,3 +689,18 @@ def test_a_directory_in_place_of_a_password_file_is_one_sentence(tmp_path: Path)
     for path in (tmp_path, Path("/etc/\0")):
         with pytest.raises(SettingsError, match="REDIS_PASSWORD_FILE"):
             RedisOptions(password_file=path).password()
+
+
+@pytest.mark.parametrize("query", ["protocol=3", "socket_timeout=30", "db=abc", "foo=bar", "db=1&max_connections=5"])
+def test_an_address_sets_no_options_of_the_store(query: str) -> None:
+    """What stands behind the question mark of REDIS_URL says where and who, and nothing else."""
+    (error,) = errors_of({"REDIS_URL": f"redis://localhost?{query}"}, ["allocation"])
+    assert error.startswith("REDIS_URL=")
+
+
+@pytest.mark.parametrize("name", ["REDIS_HOST", "REDIS_PORT", "QA_METRICS_HOST", "P29_INTERVAL_SEC"])
+def test_an_address_in_the_wrong_variable_shows_no_password(name: str) -> None:
+    """The login of an address is masked wherever the address was put."""
+    (error,) = errors_of({name: f"redis://app:{CANARY}@cache:6379"}, ["allocation"])
+    assert CANARY not in error
+    assert "redis://***@cache:6379" in error

@@ -37,7 +37,7 @@ _EXPECTED = (
 )
 _BINANCE = ("open_time", "open", "high", "low", "close", "volume", "close_time")
 _BINANCE_COLUMNS = 12
-_PRICE_MIN, _PRICE_MAX = math.ulp(0.0), math.nextafter(USD_LIMIT, 0.0)
+_PRICE_MIN, _PRICE_MAX = 1e-12, math.nextafter(USD_LIMIT, 0.0)
 _INTERVAL = re.compile(r"([1-9][0-9]?)([smhdw])")
 _INTERVAL_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FOREIGN = {b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

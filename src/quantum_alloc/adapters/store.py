@@ -204,7 +204,12 @@ class Store:
     def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Reply]:
         try:
             replies: list[Reply] = []
-            sent = 0
+            if commands[0][0] == "MULTI":  # refused, it must not let what follows through one by one
+                connection.send_packed_command([_pack(commands[0])], check_health=False)
+                replies.append(self._reply(connection))
+                if isinstance(replies[0], Failed):
+                    raise StoreError(replies[0].code, f"{self.shown} refuses MULTI: {replies[0].message[:200]}")
+            sent = len(replies)
             while len(replies) < len(commands):
                 while sent < len(commands) and sent - len(replies) <= CHUNK_COMMANDS:
                     chunk = commands[sent : sent + CHUNK_COMMANDS]

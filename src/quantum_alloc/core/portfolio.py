@@ -9,6 +9,7 @@ What an unusable input does:
 - balance: there is no equity, nothing is published;
 - a position whose only fault is its age counts with its last values: the position is still held;
 - a position that cannot be read counts as it last could (``PortfolioState.held``), or not at all if it never could;
+  then the equity raises no peak;
 - a peak that is there but cannot be read is never replaced by today's equity, for that would forget a drawdown: the
   peak of memory counts, and without one the drawdown is unknown (readers then take the HIGH zone).
 
@@ -21,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from quantum_alloc.core.numeric import clamp01, exact_sum
-from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable
+from quantum_alloc.core.reading import Reading, Reason, Unusable
 
 RULES_VERSION = "p25_v1"
 
@@ -133,12 +134,13 @@ def drawdown(equity_usd: float, peak_usd: float | None) -> float | None:
     return clamp01(1.0 - equity_usd / peak_usd)
 
 
-def _peak(equity_usd: float, on_record: Reading[float], remembered: float | None) -> float | None:
-    if isinstance(on_record, Fresh):
-        return max(on_record.value, equity_usd)
-    if remembered is not None:
-        return max(remembered, equity_usd)
-    return equity_usd if on_record.reason is Reason.MISSING else None
+def _peak(equity_usd: float, on_record: Reading[float], remembered: float | None, *, whole: bool) -> float | None:
+    """The greatest equity seen; one that lacks a position, or is not positive, raises no peak."""
+    seen = [x for x in (on_record.value, remembered) if x is not None]
+    if seen:
+        return max(*seen, equity_usd) if whole else max(seen)
+    is_first = isinstance(on_record, Unusable) and on_record.reason is Reason.MISSING
+    return equity_usd if is_first and whole and equity_usd > 0.0 else None
 
 
 def step_portfolio(
@@ -177,7 +179,7 @@ def step_portfolio(
         counted[symbol] = position
     unrealized = exact_sum(p.unrealized_pnl_usd for p in counted.values())
     equity = inputs.balance_usd.value + unrealized
-    peak = _peak(equity, inputs.peak_usd, state.peak_usd)
+    peak = _peak(equity, inputs.peak_usd, state.peak_usd, whole=not left_out)
     decision = PortfolioDecision(
         now=inputs.now,
         equity_usd=equity,

@@ -240,6 +240,8 @@ def build(
     factors: dict[str, float] = {}  # what the last cycle whose writes were acknowledged used of the proposals
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, AllocationCycle]:
+        if not seen.symbols.complete:  # half of a group would get the whole of its cap
+            return None, AllocationCycle(seen.shared, params, "scanning", (), (), {})
         return None, allocate_portfolio(seen.inputs, seen.shared, params, attempt)
 
     def effects(seen: Seen, made: AllocationCycle) -> tuple[Group, ...]:

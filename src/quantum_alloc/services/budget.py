@@ -92,6 +92,8 @@ def build(
     """
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, BudgetCycle]:
+        if not seen.symbols.complete:  # half of the positions would be half of the heat
+            return None, BudgetCycle(seen.inputs.now, "scanning", ())
         return None, budget_cycle(seen.inputs, params, attempt)
 
     def effects(seen: Seen, made: BudgetCycle) -> tuple[Group, ...]:

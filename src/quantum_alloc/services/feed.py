@@ -62,6 +62,8 @@ class Paced:
 
     def take(self, now: float) -> Step | None:
         """The step that is due, if one is."""
+        if now < self._rewritten:  # the clock was set back: what was due then is due now
+            self._due = min(self._due, now) if self._due is not None else None
         self._rewritten = now
         if self._next is None or (self._due is not None and now < self._due):
             return None
@@ -72,7 +74,7 @@ class Paced:
 
     def wait_s(self, now: float) -> float:
         """Seconds until the next step or the next time to write again."""
-        rewrite = self._rewritten + self._rewrite_s - now
+        rewrite = min(self._rewritten + self._rewrite_s - now, self._rewrite_s)
         return rewrite if self._due is None or self._next is None else min(rewrite, self._due - now)
 
 

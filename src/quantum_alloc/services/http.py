@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from typing import Any
 
 from quantum_alloc.services.loop import Loop
@@ -70,10 +70,32 @@ def routes(loop: Loop[Any, Any, Any], about: Mapping[str, str]) -> dict[str, Cal
     return {"/health": health, "/ready": ready, "/metrics": lambda: (200, METRICS_TYPE, loop.metrics.render())}
 
 
+MOST_AT_ONCE = 32
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     pages: Mapping[str, Callable[[], Answer]]
+
+    def __init__(self, *args: Any) -> None:
+        """Answer at most so many at once: idle clients must not use up the descriptors."""
+        self._room = BoundedSemaphore(MOST_AT_ONCE)
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread while there is room, else not at all."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, then make room."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
 
 class _Handler(BaseHTTPRequestHandler):

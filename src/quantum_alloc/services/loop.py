@@ -127,7 +127,7 @@ class Loop(Generic[S, Seen, Made]):
             ended = self.once()
             now = time.monotonic()
             if not ended:
-                due = now + min(PROBE_S, BACKOFF_S * 2 ** (self._failures - 1))
+                due = now + min(PROBE_S, BACKOFF_S * 2 ** min(self._failures - 1, 10))
             elif self.cycle.wait_s is not None:
                 due = now + max(0.0, self.cycle.wait_s(self._clock.now()))
             else:
@@ -157,8 +157,9 @@ class Loop(Generic[S, Seen, Made]):
     def _run(self) -> None:
         cycle, now, started = self.cycle, self._clock.now(), time.perf_counter()
         seen = cycle.read(now)
-        self._state, made = cycle.decide(self._state, seen, self.attempt)
+        state, made = cycle.decide(self._state, seen, self.attempt)
         refused = self._store.apply(cycle.effects(seen, made))
+        self._state = state  # what was not written is not remembered
         took = time.perf_counter() - started
         told = cycle.tell(seen, made, took)
         self._finished(now, told, took)

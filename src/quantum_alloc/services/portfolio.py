@@ -12,7 +12,15 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Symbols, Universe
 from quantum_alloc.adapters.writes import Target, portfolio_effects
-from quantum_alloc.core import Fresh, PortfolioDecision, PortfolioInputs, PortfolioState, Unusable, step_portfolio
+from quantum_alloc.core import (
+    Fresh,
+    PortfolioDecision,
+    PortfolioInputs,
+    PortfolioState,
+    Reason,
+    Unusable,
+    step_portfolio,
+)
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.loop import Cycle, Told
 
@@ -50,7 +58,7 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
     for (name, state), n in looked.items():
         m.add("quantum_alloc_inputs_total", name, state, amount=n)
     if isinstance(made, Unusable):
-        return Told("Portfolio cycle complete equity=unknown", f"balance_{made.reason}")
+        return Told("Portfolio cycle complete equity=unknown", made.detail or f"balance_{made.reason}")
     m.set("quantum_alloc_equity_usd", made.equity_usd)
     m.set("quantum_alloc_positions", made.positions_count)
     m.set("quantum_alloc_positions_unusable", len(made.held_over), "held_over")
@@ -86,6 +94,8 @@ def build(
     """
 
     def decide(state: PortfolioState, seen: Seen, _: Attempt) -> tuple[PortfolioState, Made]:
+        if not seen.symbols.complete:  # the equity of some of the positions would raise a peak that never was
+            return state, Unusable(Reason.MISSING, detail="scanning")
         return step_portfolio(state, seen.inputs)
 
     def effects(seen: Seen, made: Made) -> tuple[Group, ...]:

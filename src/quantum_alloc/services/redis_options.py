@@ -18,6 +18,13 @@ from quantum_alloc.services.settings import SettingsError, var
 
 CREDENTIAL = "redis-password"
 _PASSWORD_LIMIT_BYTES = 4096
+URL_OPTIONS = frozenset(
+    {
+        "db", "username", "password", "ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs",
+        "ssl_check_hostname", "ssl_min_version",
+    }
+)  # fmt: skip
+"""What may stand behind the question mark of REDIS_URL."""
 _HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,253}")
 # There is at most one "@", and what is before it is the login: no part of a password can pass for a place.
 _LOGIN = r"(?:(?P<user>[^\s:@/?#]*)(?P<password>:[^\s@/?#]*)?@)?"
@@ -55,8 +62,15 @@ def is_url(text: str) -> bool:
 
     >>> is_url("redis://localhost:6379/0"), is_url("unix:///run/redis.sock?db=1"), is_url("localhost:6379")
     (True, True, False)
+    >>> is_url("redis://localhost?protocol=3"), is_url("redis://localhost?db=x")
+    (False, False)
     """
-    return _parts(text) is not None
+    found = _parts(text)
+    if found is None:
+        return False
+    # the store sets its own protocol and time-outs: an address says where, and who
+    options = [option.partition("=") for option in (found["query"] or "").split("&") if option]
+    return all(unquote(name) in URL_OPTIONS and (name != "db" or value.isdecimal()) for name, _, value in options)
 
 
 def mask_url(text: str) -> str:

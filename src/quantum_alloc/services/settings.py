@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 INLINE_COMMENT = "systemd keeps inline comments in the value: put the comment on a line of its own"
 _COMMENT = re.compile(r"(?:^|\s)#")
+_LOGIN = re.compile(r"://\S*@")
+"""A login in an address that was put into the wrong variable."""
 _RAW_LIMIT = 120
 
 
@@ -227,7 +229,7 @@ class _Reader:
 
 
 def _shown(spec: Var, raw: str) -> str:
-    text = repr(spec.secret(raw.strip(SPACE)) if spec.secret else raw)
+    text = repr(spec.secret(raw.strip(SPACE)) if spec.secret else _LOGIN.sub("://***@", raw))
     return text if len(text) <= _RAW_LIMIT else f"{text[:_RAW_LIMIT]}... ({len(raw)} characters)"
 
 

@@ -5,6 +5,7 @@ Services are asked on their ports; inputs and the last allocation cycle are read
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -27,6 +28,7 @@ from quantum_alloc.services.options import (
 )
 
 ASK_TIMEOUT_S = 0.5
+BODY_LIMIT_BYTES = 64 * 1024
 
 
 def services(settings: Settings) -> list[dict[str, Any]]:
@@ -40,23 +42,23 @@ def _service(name: str, host: str, port: int) -> dict[str, Any]:
     row: dict[str, Any] = {"service": name, "port": port}
     try:
         with urllib.request.urlopen(f"http://{host}:{port}/health", timeout=ASK_TIMEOUT_S) as answer:
-            body = json.load(answer)
+            body = _body(answer.read(BODY_LIMIT_BYTES))
     except urllib.error.HTTPError as error:
         with error:
-            body = _body(error.read())
-    except (OSError, ValueError):
+            body = _body(error.read(BODY_LIMIT_BYTES))
+    except (OSError, ValueError, http.client.HTTPException):
         return {**row, "state": "not reached"}
     if body.get("service") != name:
         return {**row, "state": f"{body.get('service', 'another program')} answers here"}
-    state = body["status"] if body["ready"] else "not ready"
+    state = body.get("status", "unknown") if body.get("ready") else "not ready"
     return {
         **row,
         "state": state,
-        "mode": body["mode"],
-        "cycles": body["cycles"],
-        "last_cycle_s": body["loop_age_s"],
-        "ms": body["last_cycle_ms"],
-        "note": body["last_error"] or body["nothing_written"],
+        "mode": body.get("mode"),
+        "cycles": body.get("cycles"),
+        "last_cycle_s": body.get("loop_age_s"),
+        "ms": body.get("last_cycle_ms"),
+        "note": body.get("last_error") or body.get("nothing_written"),
     }
 
 
