@@ -40,8 +40,8 @@ SHADOW_MAY = (
 
 
 @contextmanager
-def monitored(url: str) -> Iterator[list[str]]:
-    """Every key that is written meanwhile, as the server saw it."""
+def monitored(url: str, verbs: frozenset[str] = WRITES) -> Iterator[list[str]]:
+    """Every key that these commands name meanwhile, as the server saw it; of a scan its pattern."""
     keys: list[str] = []
     client = redis.Redis.from_url(url, protocol=2, decode_responses=True)
     monitor_of: Any = client.monitor
@@ -52,8 +52,8 @@ def monitored(url: str) -> Iterator[list[str]]:
                 words = str(entry["command"]).split()
                 if words[:2] == ["ECHO", "the-end"]:
                     return
-                if words and words[0].upper() in WRITES:
-                    keys.append(words[1])
+                if words and words[0].upper() in verbs:
+                    keys.append(words[3] if words[0].upper() == "SCAN" else words[1])
 
         thread = Thread(target=listen)
         thread.start()

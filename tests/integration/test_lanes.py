@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import Thread
 from typing import Any
 
 import pytest
-import redis
 
 import quantum_alloc.core as qa
 from quantum_alloc.adapters.clock import SetClock
@@ -38,28 +34,7 @@ def decisions(client: Client) -> dict[str, dict[str, str]]:
     return newest(client, "quantum:stream:allocation.decision")
 
 
-@contextmanager
-def reads_of(url: str) -> Iterator[list[str]]:
-    """Every hash that is read meanwhile, as the server saw it."""
-    keys: list[str] = []
-    client = redis.Redis.from_url(url, protocol=2, decode_responses=True)
-    monitor_of: Any = client.monitor
-    with monitor_of() as monitor:
-
-        def listen() -> None:
-            for entry in monitor.listen():
-                words = str(entry["command"]).split()
-                if words[:2] == ["ECHO", "the-end"]:
-                    return
-                if words and words[0].upper() in ("HMGET", "HGETALL", "HGET", "XREVRANGE", "SCAN"):
-                    keys.append(words[3] if words[0].upper() == "SCAN" else words[1])
-
-        thread = Thread(target=listen)
-        thread.start()
-        yield keys
-        client.echo("the-end")
-        thread.join(5)
-    client.close()
+READS = frozenset({"HMGET", "HGETALL", "HGET", "XREVRANGE", "SCAN"})
 
 
 @pytest.mark.parametrize("lane", ["1", "0"])
@@ -150,12 +125,12 @@ def test_enforce_never_reads_the_lane(client: Client, any_server: EmbeddedServer
     load(client, a_world())
     run(any_server.url, "portfolio", "budget", now=NOW)
     performance(client, S, 1.0, 1.0, NOW, keys=SHADOW)
-    with reads_of(any_server.url) as keys:
+    with monitored(any_server.url, READS) as keys:
         run(any_server.url, "allocation", now=NOW, P29_MODE="enforce", SHADOW_LANE="1", P29_USE_PROPOSED="1")
     assert len(keys) > 5
     assert [k for k in keys if "shadow" in k] == []
     assert decisions(client)[S]["performance_factor"] == "1.0"
-    with reads_of(any_server.url) as keys:
+    with monitored(any_server.url, READS) as keys:
         run(any_server.url, "allocation", now=NOW, SHADOW_LANE="1")
     assert [k for k in keys if "shadow" in k] == [SHADOW.attribution(f"S{i}USDT") for i in range(3)]
     assert decisions(client)[S]["performance_factor"] == "1.5"

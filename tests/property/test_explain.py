@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 
 import quantum_alloc.core as qa
 from quantum_alloc.core.allocation import AllocationDecision
-from quantum_alloc.core.explain import (
-    Flip,
-    Knob,
-    allocated,
-    allocation_knobs,
-    attribution_knobs,
-    budget_knobs,
-    efficiency_knobs,
-    flips,
-    nearest,
-    proposal_knobs,
-)
+from quantum_alloc.core.explain import attribution_knobs, budget_knobs, efficiency_knobs, proposal_knobs
+from quantum_alloc.core.explain_allocation import allocated, allocation_knobs
+from quantum_alloc.core.flips import Flip, Knob, flips, nearest
 from quantum_alloc.core.params import to_json
 from tests.property.strategies import unit, worlds
 from tests.property.test_flow import NOW, S, fills, inputs, states

@@ -1,7 +1,7 @@
 """``quantum-alloc explain SYMBOL``: the last decision of each service for a symbol, in plain words.
 
 Decisions are read off the decision streams, newest first, at most ``LOOK_BACK`` entries each; budgets off their hash.
-Nothing is written. What would have to change is asked of the rules themselves (``core.explain``).
+Nothing is written. What would have to change is asked of the rules themselves (``core.flips``).
 """
 
 from __future__ import annotations
@@ -14,17 +14,10 @@ from typing import Any
 from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.store import Store
-from quantum_alloc.core.explain import (
-    Flip,
-    allocated,
-    allocation_knobs,
-    attribution_knobs,
-    budget_knobs,
-    efficiency_knobs,
-    flips,
-    proposal_knobs,
-)
+from quantum_alloc.core.explain import attribution_knobs, budget_knobs, efficiency_knobs, proposal_knobs
+from quantum_alloc.core.explain_allocation import allocated, allocation_knobs
 from quantum_alloc.core.fields import Fields
+from quantum_alloc.core.flips import Flip, flips
 from quantum_alloc.core.reading import age_s
 from quantum_alloc.services.logs import escape
 from quantum_alloc.services.options import EfficiencyOptions, ProposerOptions, Settings
