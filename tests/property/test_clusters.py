@@ -256,6 +256,32 @@ def test_contracts_of_a_coin_share_a_cluster_on_real_candles(shared: Path) -> No
     assert looked > 4000
 
 
+def test_regime_and_clusters_of_real_candles_with_a_two_days_gap(shared: Path) -> None:
+    """44 symbols, two gaps, one of two days: at every moment a regime or a reason, every symbol with bars of a day
+    in exactly one cluster, and stress within 0..1."""
+    bars = real_bars(shared / "data" / "klines_1m_2025-12-13_18.csv.gz")
+    times = np.unique(np.concatenate([b.times for b in bars.values()]))
+    called, reasons = set(), set()
+    notional = {s: 100.0 * (-1) ** i for i, s in enumerate(bars)}
+    for end in range(10, times.size, 90):
+        now = float(times[end])
+        seen = {s: _until(b, 0.0, now) for s, b in bars.items()}
+        regime = qa.classify_regime(seen, now)
+        if isinstance(regime, qa.NoRegime):
+            reasons.add(regime.reason)
+            assert end < 300
+        else:
+            called.add(regime.regime)
+            assert 0.0 <= regime.confidence <= 1.0
+            assert regime.gaps <= 2
+        made = qa.cluster(seen, None, notional)
+        grouped = [s for g in made.clusters.values() for s in g]
+        assert sorted(grouped) == sorted(seen)
+        assert all(0.0 <= s.stress <= 1.0 for s in made.stresses)
+    assert reasons == {"too_few_bars"}
+    assert len(called) >= 2
+
+
 def _until(bars: qa.Bars, begin: float, end: float) -> qa.Bars:
     keep = (bars.times >= begin) & (bars.times <= end)
     return qa.Bars(bars.times[keep], bars.closes[keep], bars.bar_s[keep])
