@@ -13,6 +13,7 @@ import pytest
 import redis
 
 import quantum_alloc.core as qa
+from quantum_alloc.adapters import universe
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.effects import HashSet, StreamAdd
 from quantum_alloc.adapters.embedded import EmbeddedServer
@@ -119,8 +120,8 @@ def test_the_proposals_are_not_taken_for_targets(client: Client, any_server: Emb
     store = Store(any_server.url)
     client.hset("quantum:shadow:allocation:target:proposed:ETHUSDT", mapping={"x": 1})
     client.hset("quantum:shadow:allocation:target:SOLUSDT", mapping={"x": 1})
-    universe = Universe(Keys(), ("quantum:allocation:target:", "quantum:shadow:allocation:target:"))
-    found = universe.find(store, store.read(universe.query), NOW)
+    looking = Universe(Keys(), ("quantum:allocation:target:", "quantum:shadow:allocation:target:"))
+    found = looking.find(store, store.read(looking.query), NOW)
     assert (found.names, found.refused) == (("BTCUSDT", "SOLUSDT"), 0)
     store.close()
 
@@ -131,16 +132,16 @@ def test_the_universe_is_bounded_and_joined(client: Client, any_server: Embedded
     store = Store(any_server.url)
     client.sadd("quantum:universe", *(f"A{i:04}" for i in range(30)), "bad name")
     client.hset("quantum:portfolio:budget:ZZUSDT", mapping={"x": 1})
-    universe = Universe(Keys(), ("quantum:portfolio:budget:",), limit=10)
-    found = universe.find(store, store.read(universe.query), 0.0)
+    looking = Universe(Keys(), ("quantum:portfolio:budget:",), limit=10)
+    found = looking.find(store, store.read(looking.query), 0.0)
     assert len(found.names) == 10
     assert "ZZUSDT" in found.names
     assert (found.dropped, found.refused) == (21, 1)
     client.hset("quantum:portfolio:budget:YYUSDT", mapping={"x": 1})
-    assert "YYUSDT" not in universe.find(store, store.read(universe.query), 59.0).names
-    assert "YYUSDT" in universe.find(store, store.read(universe.query), 60.0).names
+    assert "YYUSDT" not in looking.find(store, store.read(looking.query), 59.0).names
+    assert "YYUSDT" in looking.find(store, store.read(looking.query), 60.0).names
     client.sadd("quantum:universe", *(f"B{i:05}" for i in range(500)))
-    assert len(universe.find(store, store.read(universe.query), 61.0).names) == 10
+    assert len(looking.find(store, store.read(looking.query), 61.0).names) == 10
     fixed = Universe(Keys(), ("quantum:portfolio:budget:",), ("BTCUSDT", "AAUSDT", "BTCUSDT"))
     assert fixed.find(store, store.read(fixed.query), 0.0).names == ("AAUSDT", "BTCUSDT")
     store.close()
@@ -326,22 +327,24 @@ def test_without_a_balance_nothing_is_written(
 def test_while_nothing_is_found_the_scan_is_not_put_off(client: Client, any_server: EmbeddedServer) -> None:
     """A service that starts before its inputs sees the first of them in its next cycle, not a minute later."""
     store = Store(any_server.url)
-    universe = Universe(Keys(), ("quantum:portfolio:budget:",))
-    assert universe.find(store, store.read(universe.query), 0.0).names == ()
+    looking = Universe(Keys(), ("quantum:portfolio:budget:",))
+    assert looking.find(store, store.read(looking.query), 0.0).names == ()
     client.hset("quantum:portfolio:budget:BTCUSDT", mapping={"x": 1})
-    assert universe.find(store, store.read(universe.query), 5.0).names == ("BTCUSDT",)
+    assert looking.find(store, store.read(looking.query), 5.0).names == ("BTCUSDT",)
     store.close()
 
 
-def test_half_a_scan_is_no_portfolio(client: Client, any_server: EmbeddedServer) -> None:
+def test_half_a_scan_is_no_portfolio(
+    client: Client, any_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the first scan of a large key space goes on, portfolio, budget and allocation write nothing: half of the
     positions would make a peak that never was, half of a group would get the whole of its cap."""
     from quantum_alloc.services import budget, portfolio
 
     world = a_world(3).put("quantum:state:portfolio", equity_usd=1e5, drawdown=0.0, timestamp=NOW)
     load(client, world.put("quantum:portfolio:budget:S0USDT", budget_usd=1000, timestamp=NOW))
-    for start in range(0, 300_000, 20_000):
-        client.mset({f"other:{i}": "" for i in range(start, start + 20_000)})
+    monkeypatch.setattr(universe, "PAGES_PER_CYCLE", 2)
+    client.mset({f"other:{i}": "" for i in range(6_000)})
     store = Store(any_server.url)
     built: list[Any] = [
         portfolio.build(store, Metrics("portfolio"), portfolio.universe_of(), Target(), 5.0, 120, 60),
@@ -352,7 +355,7 @@ def test_half_a_scan_is_no_portfolio(client: Client, any_server: EmbeddedServer)
         loop: Any = Loop(cycle, store, Metrics(cycle.name), SetClock(NOW))
         assert loop.once()
         assert loop.last_nothing == "scanning", cycle.name
-        for _ in range(5):
+        for _ in range(9):
             assert loop.once()
         assert loop.last_nothing == "", cycle.name
     store.close()

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 import quantum_alloc.core as qa
+from quantum_alloc.adapters import universe
 from quantum_alloc.adapters.bars import NEWEST, BarReader, bars_in, decode_bar
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.embedded import EmbeddedServer
@@ -228,11 +229,13 @@ def test_a_lost_map_is_written_anew_at_once(client: Client, any_server: Embedded
     store.close()
 
 
-def test_nothing_is_grouped_before_all_symbols_are_found(client: Client, any_server: EmbeddedServer) -> None:
+def test_nothing_is_grouped_before_all_symbols_are_found(
+    client: Client, any_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While the first scan goes on a map would be half a map: nothing is written, by clusters and by regime."""
     trade(client, np.array([ar1(np.random.default_rng(5), 300, 0.4)]))
-    for start in range(0, 300_000, 20_000):
-        client.mset({f"other:{i}": "" for i in range(start, start + 20_000)})
+    monkeypatch.setattr(universe, "PAGES_PER_CYCLE", 2)
+    client.mset({f"other:{i}": "" for i in range(6_000)})
     store, clock = Store(any_server.url), SetClock(NOW)
     built: list[Any] = [
         clusters.build(store, Metrics("clusters"), clusters.universe_of(), qa.ClusterParams(), Target(), 15.0),
@@ -246,6 +249,19 @@ def test_nothing_is_grouped_before_all_symbols_are_found(client: Client, any_ser
             assert loop.once()
         assert loop.last_nothing == ""
     store.close()
+
+
+def test_before_any_correlation_is_known_there_is_no_map(
+    client: Client, any_server: EmbeddedServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Three symbols of twenty bars: a map of clusters of one would lift the cap that unmapped symbols share; nothing is
+    written. One symbol alone has a map."""
+    names = trade(client, blocks(np.random.default_rng(1), [3], n=20))
+    run(any_server.url, "clusters", now=NOW, LOG_LEVEL="INFO")
+    assert "nothing is written: no_correlations" in capfd.readouterr().err
+    assert client.exists(LIVE.clusters) == 0
+    run(any_server.url, "clusters", now=NOW, QA_SYMBOLS=names[0])
+    assert set(client.hkeys(LIVE.clusters)) == {names[0]}
 
 
 def test_without_bars_the_map_stays(client: Client, any_server: EmbeddedServer) -> None:
@@ -354,3 +370,14 @@ def test_pictures_hold_their_own_script(
     trade(client, blocks(np.random.default_rng(1), [2], n=50))
     assert main(["plot", "regime", "--out", str(out)], environ) == 2
     assert "fewer bars than the window" in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without scipy or plotly: which extra to install, and a meaningful exit code."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert main(["run", "clusters", "--once"], {"REDIS_PORT": "1"}) == 78
+    assert "quantum-alloc[clusters]" in capsys.readouterr().err
+    assert main(["plot", "regime", "--out", str(tmp_path / "x.html")], {"REDIS_PORT": "1"}) == 2
+    assert "quantum-alloc[plot]" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 import quantum_alloc.core as qa
+from quantum_alloc.adapters import universe
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.simulator import DEFAULT_SYMBOLS
@@ -290,16 +291,23 @@ def test_explain_prints_no_control_characters(
 
 
 def test_commands_that_look_once_look_to_the_end(
-    client: Client, any_server: EmbeddedServer, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+    client: Client,
+    any_server: EmbeddedServer,
+    environ: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Among 220,000 foreign keys a target is found by one cycle of the proposer and by diff-lanes."""
+    """Among more foreign keys than a cycle scans, each target is found by one cycle of the proposer and by diff-lanes."""
+    monkeypatch.setattr(universe, "PAGES_PER_CYCLE", 2)
     now = time.time()
-    for start in range(0, 220_000, 20_000):
-        client.mset({f"other:{i}": "" for i in range(start, start + 20_000)})
-    target(client, S, 500.0, 0.9, int(now))
+    client.mset({f"other:{i}": "" for i in range(6_000)})
+    names = [f"S{i:03}" for i in range(300)]
+    for name in names:
+        target(client, name, 500.0, 0.9, int(now))
     run(any_server.url, "proposer", now=now)
-    assert newest(client, "quantum:stream:allocation.target.proposed")[S]["reason"] == "missing_eff"
-    assert S in call(capsys, environ, "diff-lanes")[1]
+    assert sorted(newest(client, "quantum:stream:allocation.target.proposed")) == names
+    client.delete("quantum:universe")
+    assert all(name in call(capsys, environ, "diff-lanes")[1] for name in (names[0], names[150], names[-1]))
 
 
 def test_explain_of_a_cycle_that_was_repeated(

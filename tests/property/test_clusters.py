@@ -186,8 +186,24 @@ def test_one_odd_symbol_dissolves_nothing() -> None:
             assert made == regime, name
     late = {s: qa.Bars(b.times + rng.uniform(-2, 2, b.times.size), b.closes, b.bar_s) for s, b in good.items()}
     assert members(qa.cluster(late)) == groups, "a grid of jittered times is one grid"
+    half = {s: qa.Bars(b.times + 30.0, b.closes, b.bar_s) for s, b in late.items()}
+    assert members(qa.cluster(half)) == groups, "wherever the minute begins"
+    holed = {s: bars_of(np.diff(np.log(b.closes))[:340]) for s, b in good.items()}
+    later = {s: qa.Bars(b.times[341:] + 1e5 * BAR, b.closes[341:], b.bar_s[341:]) for s, b in good.items()}
+    both = {
+        s: qa.Bars(*(np.concatenate(pair) for pair in zip(_rows(holed[s]), _rows(later[s]), strict=True))) for s in good
+    }
+    between = qa.Bars(both["S00"].times[340] + BAR * np.arange(1.0, 401.0), 1 + rng.random(400), np.full(400, BAR))
+    alone = members(qa.cluster(both))
+    assert alone == groups
+    filled = members(qa.cluster({**both, "ZZUSDT": between}))
+    assert [g for g in filled if "ZZUSDT" not in g] == groups, "bars in the others' gap take none of their columns"
     apart = {s: qa.Bars(b.times + 0.001 * i, b.closes, b.bar_s) for i, (s, b) in enumerate(good.items())}
     assert members(qa.cluster(apart)) == groups
+
+
+def _rows(bars: qa.Bars) -> tuple[Floats, Floats, Floats]:
+    return bars.times, bars.closes, bars.bar_s
 
 
 def test_the_linkage_is_the_average_one() -> None:

@@ -106,6 +106,14 @@ class Correlations:
     values: Floats
     common: Floats
 
+    @property
+    def is_known(self) -> bool:
+        """False where there are several symbols and no pair of them has a correlation yet."""
+        import numpy as np
+
+        n = len(self.symbols)
+        return n == 1 or int((~np.isnan(self.values)).sum()) > n
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterCycle(Table):

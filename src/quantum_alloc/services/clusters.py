@@ -147,13 +147,14 @@ def step(state: State, seen: Seen, params: ClusterParams, static: Members | None
         found = correlations(seen.bars, params, seen.now - NEWEST_BAR_S)
         if static is not None:
             groups = dict(static)
-        elif found.symbols:
+        elif found.is_known:
             groups = name_groups(groups_of(found, params), before, seen.notional_usd)
         else:
             groups = {}
         state = State(seen.now if groups else None, found, groups)
     if not state.clusters or state.found is None:
-        return state, Made(seen.now, ClusterCycle({}, ()), False, "no_bars")
+        some = state.found is not None and bool(state.found.symbols)
+        return state, Made(seen.now, ClusterCycle({}, ()), False, "no_correlations" if some else "no_bars")
     stresses = cluster_stresses(state.clusters, state.found, seen.notional_usd, seen.alpha_score)
     differs = due or not seen.before.readable or before != state.clusters
     return state, Made(seen.now, ClusterCycle(state.clusters, stresses), differs, "", state.found)
