@@ -297,7 +297,7 @@ def test_commands_that_look_once_look_to_the_end(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Among more foreign keys than a cycle scans, each target is found by one cycle of the proposer and by diff-lanes."""
+    """Among more keys than a cycle scans, each target is found by one cycle of the proposer and by diff-lanes."""
     monkeypatch.setattr(universe, "PAGES_PER_CYCLE", 2)
     now = time.time()
     client.mset({f"other:{i}": "" for i in range(6_000)})
