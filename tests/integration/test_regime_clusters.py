@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from pathlib import Path
@@ -139,6 +140,16 @@ def test_malformed_bars_are_none(entry: Any) -> None:
     """No entry, no close, a close of 0, no fields."""
     assert decode_bar(entry) is None
     assert bars_in(np.empty((0, 3)), 0.0).times.size == 0
+
+
+def test_the_last_of_equal_times_counts() -> None:
+    """A bar that is given twice: the later entry; malformed ones and those from the future are left out."""
+    nan = math.nan
+    rows = np.array([[60, 1, 60], [120, 2, 60], [nan, nan, nan], [60, 3, 60], [120, 4, 60], [9e9, 5, 60]])
+    found = bars_in(rows, 126.0)
+    assert (found.times.tolist(), found.closes.tolist()) == ([60.0, 120.0], [3.0, 4.0])
+    assert bars_in(rows[:2], 114.0).times.tolist() == [60.0]
+    assert bars_in(rows[:2], 115.0).times.tolist() == [60.0, 120.0]
 
 
 def test_clusters_are_published_whole_with_their_strain(client: Client, any_server: EmbeddedServer) -> None:
