@@ -220,6 +220,31 @@ def test_returns_without_a_statistic() -> None:
     assert statistic_over_time({"A1": bars_of(returns[:100])}) == []
 
 
+def test_bars_ahead_of_the_clock_do_not_count() -> None:
+    """In a backtest the regime at a moment is that of the bars until then; a bar may be 5 s ahead."""
+    returns = np.random.default_rng(4).standard_normal(400) * 1e-3
+    whole = bars_of(returns)
+    at = float(whole.times[300])
+    seen = qa.classify_regime({"A1": whole}, at)
+    assert seen == qa.classify_regime({"A1": bars_of(returns[:300])}, at)
+    assert whole.until(at).times.size == whole.until(at + 54.9).times.size == 301
+    assert whole.until(at + 55).times.size == 302
+
+
+@pytest.mark.parametrize(
+    ("times", "closes", "lengths"),
+    [
+        ([1.0, 2.0], [1.0, 1.0], 60.0), (np.arange(3.0), np.ones(2), np.ones(3)), (np.ones(3), np.ones(3), np.ones(3)),
+        (np.arange(3.0), -np.ones(3), np.ones(3)), (np.arange(3.0), np.ones(3), np.zeros(3)),
+        (np.arange(3.0), np.array([1.0, np.nan, 1.0]), np.ones(3)),
+    ],
+)  # fmt: skip
+def test_bars_that_no_stream_gives_are_refused(times: Any, closes: Any, lengths: Any) -> None:
+    """Lists, columns of different lengths, times that do not ascend, closes that are no price."""
+    with pytest.raises(ValueError, match="must"):
+        qa.Bars(times, closes, lengths)
+
+
 def test_gaps_are_dropped_and_counted() -> None:
     """A return across a gap is no return: it is left out of the universe where no symbol has one, and counted."""
     rng = np.random.default_rng(9)

@@ -76,6 +76,7 @@ REGIME = (
 )
 CLUSTERS = (
     Row("quantum_alloc_clusters", "gauge", "Clusters of the last cycle."),
+    Row("quantum_alloc_unmapped_symbols", "gauge", "Symbols with bars that are in no cluster: they share UNKNOWN."),
     Row("quantum_alloc_cluster_stress", "gauge", "Stress, 0 to 1.", ("cluster",)),
     Row("quantum_alloc_bars_malformed", "gauge", "Bar entries that could not be read, since the start."),
 )

@@ -227,11 +227,12 @@ def classify_regime(
     """The regime of the equal-weighted universe.
 
     Args:
-        bars: by symbol; none of them ahead of ``now``.
+        bars: by symbol; those ahead of ``now`` do not count.
         now: unix seconds.
         params: the numbers of the detector.
     """
     p = params or DEFAULTS
+    bars = {s: b.until(now) for s, b in bars.items()}
     lengths = [float(b.bar_s[-1]) for b in bars.values() if b.times.size]
     if not lengths:
         return NoRegime(now, "no_bars")

@@ -15,7 +15,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from quantum_alloc.core.reading import FUTURE_TOLERANCE_S
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +34,35 @@ class Bars:
         times: (n,) close times, unix seconds, ascending.
         closes: (n,) closes, USD, above 0.
         bar_s: (n,) lengths, seconds.
+
+    Raises:
+        ValueError: not arrays of one length, times that do not ascend, closes or lengths that are not positive.
     """
 
     times: Floats
     closes: Floats
     bar_s: Floats
+
+    def __post_init__(self) -> None:
+        """Refuse what no stream gives."""
+        import numpy as np
+
+        columns: tuple[Any, ...] = (self.times, self.closes, self.bar_s)
+        if not all(isinstance(c, np.ndarray) and c.ndim == 1 and c.size == columns[0].size for c in columns):
+            raise ValueError("times, closes and bar_s must be numpy arrays of one length")
+        if not ((np.diff(self.times) > 0.0).all() and (self.closes > 0.0).all() and (self.bar_s > 0.0).all()):
+            raise ValueError("times must ascend, closes and bar_s be above 0")
+
+    def until(self, now: float) -> Bars:
+        """The bars that have closed.
+
+        Args:
+            now: unix seconds; a bar may be 5 s ahead.
+        """
+        import numpy as np
+
+        n = int(np.searchsorted(self.times, math.floor(now) + FUTURE_TOLERANCE_S + 1.0, "left"))
+        return self if n == self.times.size else Bars(self.times[:n], self.closes[:n], self.bar_s[:n])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

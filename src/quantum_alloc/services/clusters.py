@@ -69,12 +69,15 @@ def read_static_map(path: Path) -> dict[str, tuple[str, ...]]:
     out: dict[str, tuple[str, ...]] = {}
     for name in sorted(found):
         members = found[name]
-        good = isinstance(members, list) and all(
-            isinstance(s, str) and codec.symbol(s.encode("utf-8", "replace")) is not None for s in members
-        )
-        if codec.word(name.encode("utf-8", "replace")) is None or name == UNMAPPED or not good:
-            bad = codec.printable(name)
-            raise MapError(f"The cluster map {path} has a bad entry, {bad!r}: ids are words, members symbols.")
+        if codec.word(name.encode("utf-8", "replace")) is None or name == UNMAPPED:
+            told = f"{codec.printable(name)!r} is no id: 1 to 64 letters, digits, '_', '.', '-', and not UNKNOWN"
+            raise MapError(f"The cluster map {path} has a bad entry: {told}.")
+        if not isinstance(members, list):
+            raise MapError(f"The cluster map {path} has a bad entry: {name!r} is no list of symbols.")
+        for symbol in members:
+            if not isinstance(symbol, str) or codec.symbol(symbol.encode("utf-8", "replace")) is None:
+                told = f"{codec.printable(str(symbol))!r} in {name!r} is no symbol: 2 to 30 capital letters or digits"
+                raise MapError(f"The cluster map {path} has a bad entry: {told}.")
         own = tuple(sorted({s for s in members if s not in taken}))
         taken.update(own)
         if own:
@@ -154,7 +157,8 @@ def step(state: State, seen: Seen, params: ClusterParams, static: Members | None
         state = State(seen.now if groups else None, found, groups)
     if not state.clusters or state.found is None:
         some = state.found is not None and bool(state.found.symbols)
-        return state, Made(seen.now, ClusterCycle({}, ()), False, "no_correlations" if some else "no_bars")
+        why = "no_correlations" if some else "stale_bars" if seen.bars else "no_bars"
+        return state, Made(seen.now, ClusterCycle({}, ()), False, why)
     stresses = cluster_stresses(state.clusters, state.found, seen.notional_usd, seen.alpha_score)
     differs = due or not seen.before.readable or before != state.clusters
     return state, Made(seen.now, ClusterCycle(state.clusters, stresses), differs, "", state.found)
@@ -168,8 +172,11 @@ def tell(m: Metrics, seen: Seen, made: Made) -> Told:
     m.set("quantum_alloc_bars_malformed", seen.malformed)
     m.set("quantum_alloc_clusters", len(made.cycle.clusters))
     m.replace("quantum_alloc_cluster_stress", {s.cluster_id: s.stress for s in made.cycle.stresses})
-    symbols = sum(len(g) for g in made.cycle.clusters.values())
-    return Told(f"Clusters cycle complete symbols={symbols} clusters={len(made.cycle.clusters)}", made.nothing)
+    grouped = {s for members in made.cycle.clusters.values() for s in members}
+    unmapped = 0 if made.nothing else len(seen.bars.keys() - grouped)
+    m.set("quantum_alloc_unmapped_symbols", unmapped)
+    line = f"Clusters cycle complete symbols={len(grouped)} clusters={len(made.cycle.clusters)} unmapped={unmapped}"
+    return Told(line, made.nothing)
 
 
 def build(

@@ -92,8 +92,8 @@ def clusters(bars: Mapping[str, Bars], of: wire.ClusterMap, params: ClusterParam
     for at in edges:
         figure.add_shape(type="line", x0=at, x1=at, y0=-0.5, y1=len(names) - 0.5, line={"width": 2})
         figure.add_shape(type="line", y0=at, y1=at, x0=-0.5, x1=len(names) - 0.5, line={"width": 2})
-    groups = len(set(cluster_of.values()))
-    title = f"Correlation of log returns, {len(names)} symbols in {groups} clusters, last {params.lookback} bars"
+    groups = f"{len(set(cluster_of.values()))} clusters"
+    title = f"Correlation of log returns, {len(names)} symbols in {groups}, at most {params.lookback} bars"
     figure.update_layout(title=title, template="plotly_white", width=900, height=900, font={"size": 11})
     figure.update_yaxes(autorange="reversed")
     return _page(figure)
@@ -128,7 +128,7 @@ def regime(bars: Mapping[str, Bars], params: RegimeParams) -> str:
             )
         )  # fmt: skip
     for level in (params.z, -params.z):
-        figure.add_hline(y=level, line={"dash": "dash", "width": 1, "color": "#374151"})
+        figure.add_hline(y=level, line={"dash": "dash", "width": 1, "color": "#374151"}, annotation_text=f"{level:g}")
     title = f"Variance ratio statistic z*, {len(bars)} symbols, window {params.window} bars, horizon {params.horizon}"
     figure.update_layout(
         title=title, template="plotly_white", width=1100, height=520, yaxis_title="z*", xaxis_title="UTC"
