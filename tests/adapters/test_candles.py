@@ -127,7 +127,7 @@ BAD_ROWS = [
     (f"{T0}000,BTCUSDT,2,4,1,3,5", "timestamp_ms is not in milliseconds"),
     (f"{'9' * 5000},BTCUSDT,2,4,1,3,5", "timestamp_ms is not a whole number"),
     *[
-        (f"{T0},BTCUSDT,2,4,1,{close},5", "close is not a price above 0 and below 1e15")
+        (f"{T0},BTCUSDT,2,4,1,{close},5", "close is not a price from 1e-12 to below 1e15")
         for close in (
             "",
             "0",
@@ -136,6 +136,8 @@ BAD_ROWS = [
             "inf",
             "1e999",
             "1e-999",
+            "1e-320",
+            "9.9e-13",
             "1_0",
             "0x3",
             " 3",

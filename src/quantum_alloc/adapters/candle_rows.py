@@ -155,7 +155,7 @@ def _price(fields: list[bytes], layout: _Layout, name: str) -> float:
     raw = fields[layout.at[name]]
     value = number(raw, _PRICE_MIN, _PRICE_MAX)
     if value is None:
-        raise _BadLine(f"{name} is not a price above 0 and below 1e15: {printable(raw)!r}")
+        raise _BadLine(f"{name} is not a price from 1e-12 to below 1e15: {printable(raw)!r}")
     return value
 
 

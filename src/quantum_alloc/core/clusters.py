@@ -265,7 +265,7 @@ def mean_correlation(members: Sequence[str], found: Correlations) -> float | Non
     place = {s: i for i, s in enumerate(found.symbols)}
     at = [place[s] for s in members if s in place]
     pairs = [float(found.values[i, j]) for k, i in enumerate(at) for j in at[k + 1 :]]
-    defined = [c for c in pairs if c == c]  # noqa: PLR0124 - not NaN
+    defined = [c for c in pairs if not math.isnan(c)]
     if len(members) == 1:
         return 0.0
     return exact_sum(defined) / len(defined) if defined else None

@@ -75,7 +75,6 @@ class Returns:
         values: (n, t) log returns; NaN where there is none.
         bar_s: length of a bar, seconds; 0 without bars.
         first: 1 when the first column is the first slot of all, which can have no return; else 0.
-        left_out: symbols of another bar length, or without a bar since the oldest time allowed.
     """
 
     symbols: tuple[str, ...]
@@ -83,7 +82,6 @@ class Returns:
     values: Floats
     bar_s: float
     first: int = 0
-    left_out: int = 0
 
 
 QUORUM = 0.5
@@ -130,7 +128,7 @@ def returns_of(bars: Mapping[str, Bars], last: int | None = None, since: float =
     there = {s: b for s, b in bars.items() if b.times.size}
     alive = {s: b for s, b in there.items() if b.times[-1] >= since}
     if not alive:
-        return Returns((), np.empty(0), np.empty((0, 0)), 0.0, 0, len(there))
+        return Returns((), np.empty(0), np.empty((0, 0)), 0.0)
     length = common_length([float(alive[s].bar_s[-1]) for s in sorted(alive)])
     symbols = tuple(sorted(s for s, b in alive.items() if b.bar_s[-1] == length))
     kept = {s: alive[s].bar_s == length for s in symbols}
@@ -156,4 +154,4 @@ def returns_of(bars: Mapping[str, Bars], last: int | None = None, since: float =
         follows = np.diff(at) == 1.0
         step[1:][follows] = np.diff(np.log(closes))[follows]
         values[row, column[seen]] = step[seen]
-    return Returns(symbols, latest, values, length, int(slots[0] == begin), len(there) - len(symbols))
+    return Returns(symbols, latest, values, length, int(slots[0] == begin))

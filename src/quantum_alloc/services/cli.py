@@ -17,7 +17,6 @@ from quantum_alloc import __version__
 from quantum_alloc.adapters.candles import CandleError
 from quantum_alloc.adapters.clock import Clock, SetClock, WallClock
 from quantum_alloc.adapters.codec import symbol as valid_symbol
-from quantum_alloc.adapters.codec import unix_seconds
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status, trial_cli
@@ -39,13 +38,6 @@ def _symbols(text: str) -> tuple[str, ...]:
     if bad or not names:
         raise argparse.ArgumentTypeError(f"{text!r}: symbols are 2 to 30 capital letters or digits, joined by commas")
     return names
-
-
-def _epoch(text: str) -> float:
-    seconds = unix_seconds(text.encode("utf-8", "replace"))
-    if seconds is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time: give unix seconds or ISO-8601")
-    return seconds
 
 
 def _at_least_one(text: str) -> int:
@@ -92,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run one or several services in this process")
     run.add_argument("names", nargs="+", metavar="NAME", help=", ".join(app.SERVICES))
     run.add_argument("--once", action="store_true", help="one cycle, no port, then exit")
-    run.add_argument("--now", type=_epoch, metavar="EPOCH", help="with --once: the clock, unix seconds or ISO-8601")
+    run.add_argument(
+        "--now", type=trial_cli.epoch, metavar="EPOCH", help="with --once: the clock, unix seconds or ISO-8601"
+    )
     _candle_flags(run)
     run.set_defaults(handler=_run)
 

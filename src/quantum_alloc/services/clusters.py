@@ -124,7 +124,6 @@ class Made:
     cycle: ClusterCycle
     map_is_due: bool
     nothing: str = ""
-    found: Correlations | None = None
 
 
 def members_of(of: wire.ClusterMap) -> dict[str, tuple[str, ...]]:
@@ -161,7 +160,7 @@ def step(state: State, seen: Seen, params: ClusterParams, static: Members | None
         return state, Made(seen.now, ClusterCycle({}, ()), False, why)
     stresses = cluster_stresses(state.clusters, state.found, seen.notional_usd, seen.alpha_score)
     differs = due or not seen.before.readable or before != state.clusters
-    return state, Made(seen.now, ClusterCycle(state.clusters, stresses), differs, "", state.found)
+    return state, Made(seen.now, ClusterCycle(state.clusters, stresses), differs)
 
 
 def tell(m: Metrics, seen: Seen, made: Made) -> Told:
