@@ -167,7 +167,7 @@ def test_explain_of_nothing_says_so(
     assert (code, err) == (0, "")
     assert out == f"Nothing is on record for {S}: status and diff-lanes show which symbols there are.\n"
     client.hset(LIVE.budget(S), mapping={"budget_usd": "5", "timestamp": "5"})
-    assert call(capsys, environ, "explain", S)[1].count("There is no") == 4
+    assert call(capsys, environ, "explain", S)[1].count("There is no") == 5
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_explain_tells_each_services_last_decision(chain: Any, capsys: pytest.Ca
     code, out, _ = call(capsys, environ, "explain", "BNBUSDT", "--format", "json")
     assert code == 0
     found = {d["service"]: d for d in json.loads(out)["decisions"]}
-    assert list(found) == ["budget", "attribution", "allocation", "efficiency", "proposer"]
+    assert list(found) == ["budget", "attribution", "allocation", "efficiency", "proposer", "governor"]
     assert all(d["would_change"] for d in found.values())
     last = newest(client, "quantum:stream:allocation.decision")["BNBUSDT"]
     assert found["allocation"]["record"] == last

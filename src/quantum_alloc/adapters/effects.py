@@ -127,7 +127,39 @@ class SetRemove:
         return [("SREM", self.key, *self.members)]
 
 
-Effect: TypeAlias = HashSet | HashReplace | StreamAdd | SetAdd | SetRemove
+@dataclass(frozen=True, slots=True)
+class TextSet:
+    """A string key.
+
+    Attributes:
+        key: the key, of whatever type it was.
+        text: what it holds from now on.
+    """
+
+    key: str
+    text: str
+
+    def commands(self) -> list[Command]:
+        """SET."""
+        return [("SET", self.key, self.text)]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """A key that is there no more.
+
+    Attributes:
+        key: the key.
+    """
+
+    key: str
+
+    def commands(self) -> list[Command]:
+        """DEL."""
+        return [("DEL", self.key)]
+
+
+Effect: TypeAlias = HashSet | HashReplace | StreamAdd | SetAdd | SetRemove | TextSet | Delete
 Group: TypeAlias = tuple[Effect, ...]
 """Effects that are applied together or not at all."""
 

@@ -55,7 +55,8 @@ class Batch:
     behind: bool = False
 
 
-def _size(entry: Reply) -> int:
+def size_of(entry: Reply) -> int:
+    """Bytes of a stream entry's fields."""
     if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], list)):
         return 0
     return sum(len(part) for part in entry[1] if isinstance(part, bytes))
@@ -112,7 +113,7 @@ def take(
             return Batch(f"redis_error: {code}", start, read)
         for entry in page:
             pos = _id(entry, pos)
-            size += _size(entry)
+            size += size_of(entry)
             made = executions.decode(entry, now)
             if isinstance(made, Rejected):
                 letters.append(executions.dead_letter(entry, made, service, now))

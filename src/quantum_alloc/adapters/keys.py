@@ -97,6 +97,33 @@ class Keys:
     attribution_state = property(lambda self: self.key("p30", "state"))
     efficiency_state = property(lambda self: self.key("p31", "state"))
 
+    kill = property(lambda self: self.key("kill"))
+    latch = property(lambda self: self.key("kill", "latch"))
+    rearm = property(lambda self: self.key("kill", "rearm"))
+    epoch = property(lambda self: self.key("governor", "epoch"))
+    book = property(lambda self: self.key("governor", "book"))
+    events = property(lambda self: self.stream("governor.events"))
+
+    def ledger(self, symbol: str) -> str:
+        """Hash of a symbol's permits."""
+        return self.key("governor", "ledger", symbol)
+
+    def last_exec(self, symbol: str) -> str:
+        """Time of a symbol's last permit."""
+        return self.key("governor", "last_exec", symbol)
+
+    def tombstone(self, plan_id: str) -> str:
+        """First answer to a plan id."""
+        return self.key("governor", "plan", plan_id)
+
+    def permit(self, plan_id: str) -> str:
+        """Permit of a plan."""
+        return self.key("permit", plan_id)
+
+    def block(self, plan_id: str) -> str:
+        """Why a plan was blocked."""
+        return self.key("governor", "block", plan_id)
+
 
 class HashKeys(Protocol):
     """The hashes that exist in both lanes."""

@@ -150,6 +150,41 @@ PROPOSER = (
     Row("p29_shadow_eff_score", "gauge", "Efficiency score.", ("symbol",)),
     Row("quantum_alloc_not_proposed_total", "counter", "Symbols without a usable base target, by why.", ("reason",)),
 )
+GOVERNOR = (
+    Row("quantum_govern_allow_total", "counter", "Permits.", ("symbol",)),
+    Row("quantum_govern_block_total", "counter", "Blocks, by the reason of the first gate.", ("symbol", "reason")),
+    Row("quantum_govern_disarm_total", "counter", "Times that the kill switch was set to reduce.", ("reason",)),
+    Row("quantum_govern_exec_count_hour", "gauge", "Permits that this governor gave in the last hour.", ("symbol",)),
+    Row("quantum_govern_exec_count_5min", "gauge", "Permits that this governor gave in five minutes.", ("symbol",)),
+    Row("gov_p29_checked_total", "counter", "Plans that gate 0.5 looked at.", ("symbol",)),
+    Row("gov_p29_block_total", "counter", "Plans that gate 0.5 blocked.", ("symbol",)),
+    Row("gov_p29_missing_total", "counter", "Plans that passed gate 0.5 for want of a target.", ("symbol",)),
+    Row("gov_p29_stale_total", "counter", "Plans that passed gate 0.5 because the target was too old.", ("symbol",)),
+    Row("p32_eff_apply_total", "counter", "Downsize hints on permits.", ("action", "reason")),
+    Row("p32_eff_factor", "gauge", "Factor of the last hint.", ("symbol",)),
+    Row(
+        "quantum_alloc_plans_total",
+        "counter",
+        "Plans by answer: permit, block, replay, conflict, not_governed, bad_id, dead_letter.",
+        ("result",),
+    ),
+    Row(
+        "quantum_alloc_gate_outcomes_total",
+        "counter",
+        "What each gate said: pass, block, would_block, fail_open, not_applicable, and why.",
+        ("gate", "outcome", "reason"),
+    ),
+    Row("quantum_alloc_plans_waiting", "gauge", "Plans that are held and not answered yet."),
+    Row("quantum_alloc_plans_moved_total", "counter", "Answers decided again because something had changed."),
+    Row("quantum_alloc_plans_missed_total", "counter", "Plans that were gone from the stream before their answer."),
+    Row("quantum_alloc_plan_groups_made_total", "counter", "Times that the consumer group had vanished."),
+    Row("quantum_alloc_kill_state", "gauge", "1 for what the kill switch says, its latch included.", ("state",)),
+    Row("quantum_alloc_kill_latched", "gauge", "1 while the kill switch is latched."),
+    Row("quantum_alloc_hold", "gauge", "1 while opens are held back.", ("reason",)),
+    Row("quantum_alloc_clock_skew_seconds", "gauge", "The server's clock less this machine's."),
+    Row("quantum_alloc_store_epoch_changes_total", "counter", "Times that the server was found to be another run."),
+    Row("quantum_alloc_permits_restored_total", "counter", "Permits put back after a loss of writes."),
+)
 TABLES: Mapping[str, tuple[Row, ...]] = {
     "feed": FEED,
     "portfolio": PORTFOLIO,
@@ -160,6 +195,7 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
     "allocation": ALLOCATION,
     "efficiency": EFFICIENCY,
     "proposer": PROPOSER,
+    "governor": GOVERNOR,
 }
 
 

@@ -14,7 +14,9 @@ its replies are flat lists of bytes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import hiredis
@@ -36,8 +38,26 @@ STORE_CODES = CONFIGURATION_CODES | {
     "ASK", "CROSSSLOT", "EXECABORT",
 }  # fmt: skip
 """Refusals that concern the server or our account, not one key."""
-CODES = STORE_CODES | {"unreachable", "timeout", "closed", "conflict", "other"}
+CODES = STORE_CODES | {"unreachable", "timeout", "closed", "conflict", "journal", "other"}
 """Every code a ``StoreError`` can carry: a closed set, safe as a metric label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script.
+
+    Attributes:
+        text: the script.
+        sha1: its name on the server.
+    """
+
+    text: str
+    sha1: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Work out its name."""
+        digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha1", digest)
 
 
 _pack = cast(Callable[[Command], bytes], hiredis.pack_command)
@@ -120,6 +140,7 @@ class Store:
             **secret,
         )
         self._connects = 0
+        self._only: int | None = None
         self._watching: tuple[int, int] | None = None
 
     def read(self, commands: Sequence[Command]) -> list[Reply]:
@@ -159,6 +180,52 @@ class Store:
                 refused += self._transaction(commands)
         return refused
 
+    @property
+    def connections(self) -> int:
+        """How often a socket was opened: another number is another socket, and maybe another server."""
+        return self._connects
+
+    def read_together(self, commands: Sequence[Command]) -> list[Reply]:
+        """The replies to reading commands that are answered as of one moment, in order.
+
+        Args:
+            commands: any number.
+
+        Raises:
+            StoreError: nothing can be said about any of them.
+        """
+        return self._outcome(self.read([("MULTI",), *commands, ("EXEC",)]))
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int], connection: int) -> Reply:
+        """Run a script, on one connection alone: what it was told was read there. It is never sent twice.
+
+        Args:
+            script: its text.
+            keys: every key that it touches.
+            args: its arguments.
+            connection: the number of connections when that was read.
+
+        Raises:
+            StoreError: it was refused, or nobody knows whether it ran.
+        """
+        if connection != self._connects:
+            raise StoreError("conflict", f"{self.shown}: the connection that the snapshot was read on is gone")
+        call = (len(keys), *keys, *args)
+        reply = self._on(connection, ("EVALSHA", script.sha1, *call))
+        if isinstance(reply, Failed) and reply.code == "NOSCRIPT":
+            reply = self._on(connection, ("EVAL", script.text, *call))
+        if isinstance(reply, Failed):
+            raise StoreError("other", f"{self.shown} refused the script: {reply.message[:200]}")
+        return reply
+
+    def _on(self, connection: int, command: Command) -> Reply:
+        """One command, refused before it is sent where the socket is another one."""
+        self._only = connection
+        try:
+            return self._batch([command])[0]
+        finally:
+            self._only = None
+
     def ping(self) -> None:
         """Raise StoreError unless the server answers."""
         self.read([("PING",)])
@@ -168,7 +235,10 @@ class Store:
         self._pool.disconnect()
 
     def _transaction(self, commands: list[Command]) -> list[tuple[str, Failed]]:
-        replies = self._batch([("MULTI",), *commands, ("EXEC",)])
+        outcome = self._outcome(self._batch([("MULTI",), *commands, ("EXEC",)], guarded=True))
+        return [(str(c[1]), r) for c, r in zip(commands, outcome, strict=True) if isinstance(r, Failed)]
+
+    def _outcome(self, replies: Sequence[Reply]) -> list[Reply]:
         outcome = replies[-1]
         if outcome is None:  # a watched key is not what it was when it was read
             what = "wrote the same state in the meantime: does the service run twice?"
@@ -179,15 +249,18 @@ class Store:
             raise StoreError(
                 code, f"{self.shown} refused a transaction: {why.message if isinstance(why, Failed) else ''}"
             )
-        return [(str(c[1]), r) for c, r in zip(commands, outcome, strict=True) if isinstance(r, Failed)]
+        return outcome
 
-    def _batch(self, commands: Sequence[Command]) -> list[Reply]:
+    def _batch(self, commands: Sequence[Command], *, guarded: bool = False) -> list[Reply]:
         try:
             connection: Any = self._pool.get_connection()
         except (RedisError, OSError) as error:
             self._watching = None
             raise _store_error(error, self.shown) from None
         connection.register_connect_callback(self._connected)
+        if self._only not in (None, self._connects):
+            self._pool.release(connection)
+            raise StoreError("conflict", f"{self.shown}: the connection that the snapshot was read on is gone")
         here = (id(connection), self._connects)
         watches = any(command[0] == "WATCH" for command in commands)
         if self._watching not in (None, here) and not watches:
@@ -195,16 +268,16 @@ class Store:
             self._pool.release(connection)
             raise StoreError("conflict", f"{self.shown}: the connection that watched the state is gone")
         self._watching = here if watches else None if commands[-1][0] == "EXEC" else self._watching
-        return self._exchange(connection, commands)
+        return self._exchange(connection, commands, guarded)
 
     def _connected(self, _: Any) -> None:
         """Another socket: nothing is watched on it."""
         self._connects += 1
 
-    def _exchange(self, connection: Any, commands: Sequence[Command]) -> list[Reply]:
+    def _exchange(self, connection: Any, commands: Sequence[Command], guarded: bool) -> list[Reply]:
         try:
             replies: list[Reply] = []
-            if commands[0][0] == "MULTI":  # refused, it must not let what follows through one by one
+            if guarded:  # a MULTI that is refused must not let what follows through one by one
                 connection.send_packed_command([_pack(commands[0])], check_health=False)
                 replies.append(self._reply(connection))
                 if isinstance(replies[0], Failed):

@@ -174,6 +174,26 @@ def multiplier(score: Num, params: ProposalParams | None = None) -> Num:
     return clamp(p.base + p.scale * (score - 0.5), p.min_mult, p.max_mult)
 
 
+def efficiency_reason(efficiency: Reading[Efficiency], min_conf: float) -> ProposalReason:
+    """What becomes of an efficiency, for the proposal and for the downsize hint.
+
+    Args:
+        efficiency: graded by its greatest age.
+        min_conf: smallest confidence that counts.
+
+    >>> efficiency_reason(Fresh(Efficiency(0.9, 0.64), 0.0), 0.65).value
+    'low_conf'
+    """
+    if isinstance(efficiency, Fresh):
+        enough = efficiency.value.confidence >= min_conf
+        return ProposalReason.OK if enough else ProposalReason.LOW_CONFIDENCE
+    return {
+        Reason.MISSING: ProposalReason.MISSING,
+        Reason.STALE: ProposalReason.STALE,
+        Reason.FUTURE: ProposalReason.STALE,
+    }.get(efficiency.reason, ProposalReason.UNREADABLE)
+
+
 def proposal_reason(efficiency: Reading[Efficiency], params: ProposalParams | None = None) -> ProposalReason:
     """What becomes of an efficiency.
 
@@ -184,15 +204,7 @@ def proposal_reason(efficiency: Reading[Efficiency], params: ProposalParams | No
     >>> proposal_reason(Fresh(Efficiency(0.9, 0.65), 0.0)).value, proposal_reason(Unusable(Reason.FUTURE)).value
     ('ok', 'stale_eff')
     """
-    p = params or DEFAULTS
-    if isinstance(efficiency, Fresh):
-        enough = efficiency.value.confidence >= p.min_conf
-        return ProposalReason.OK if enough else ProposalReason.LOW_CONFIDENCE
-    return {
-        Reason.MISSING: ProposalReason.MISSING,
-        Reason.STALE: ProposalReason.STALE,
-        Reason.FUTURE: ProposalReason.STALE,
-    }.get(efficiency.reason, ProposalReason.UNREADABLE)
+    return efficiency_reason(efficiency, (params or DEFAULTS).min_conf)
 
 
 def propose(inputs: ProposalInputs, params: ProposalParams | None = None) -> ProposalDecision | NotProposed:

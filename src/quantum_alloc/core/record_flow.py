@@ -32,6 +32,9 @@ from quantum_alloc.core.efficiency import (
 )
 from quantum_alloc.core.execution import Execution, fills_text, read_fills
 from quantum_alloc.core.fields import Fields, compact, number, optional, read_state, state_fields
+from quantum_alloc.core.governor import Block, Permit
+from quantum_alloc.core.governor_params import RULES_VERSION as GOVERNOR_RULES
+from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.params import changed_json, config_hash, restored
 from quantum_alloc.core.proposal import RULES_VERSION as PROPOSAL_RULES
 from quantum_alloc.core.proposal import (
@@ -42,11 +45,12 @@ from quantum_alloc.core.proposal import (
     propose,
 )
 from quantum_alloc.core.reading import Lane, shown
+from quantum_alloc.core.record_governor import governed, governor_fields
 from quantum_alloc.core.regime import RULES_VERSION as REGIME_RULES
 from quantum_alloc.core.regime import RegimeDecision, RegimeParams, regime_of
 
-FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision
-FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams | RegimeParams
+FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision | Permit | Block
+FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams | RegimeParams | GovernorParams
 
 
 @lru_cache(maxsize=8)
@@ -302,11 +306,12 @@ _KINDS: Mapping[str, Callable[[Fields], FlowDecision]] = {
     EFFICIENCY_RULES: _efficiency,
     PROPOSAL_RULES: _proposal,
     REGIME_RULES: _regime,
+    GOVERNOR_RULES: governed,
 }
 
 
 def again(record: Fields) -> FlowDecision:
-    """The same attribution, efficiency or proposal, made again from its record.
+    """The same attribution, efficiency, proposal, regime or verdict, made again from its record.
 
     Args:
         record: its fields, as text.
@@ -326,7 +331,7 @@ def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str
     """Any of these decisions as flat text.
 
     Args:
-        decision: of any of the three.
+        decision: of any of these rules.
         params: of its rules.
         mode: ``shadow`` or ``enforce``.
     """
@@ -338,6 +343,8 @@ def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str
         return proposal_fields(decision, params, mode)
     if isinstance(decision, RegimeDecision) and isinstance(params, RegimeParams):
         return regime_fields(decision, params)
+    if isinstance(decision, (Permit, Block)) and isinstance(params, GovernorParams):
+        return governor_fields(decision, params)
     raise TypeError("the parameters are those of other rules")
 
 
@@ -346,6 +353,7 @@ _PARAMS: Mapping[str, type[FlowParams]] = {
     EFFICIENCY_RULES: EfficiencyParams,
     PROPOSAL_RULES: ProposalParams,
     REGIME_RULES: RegimeParams,
+    GOVERNOR_RULES: GovernorParams,
 }
 
 

@@ -38,6 +38,8 @@ from quantum_alloc.services import (
     clusters,
     efficiency,
     feed,
+    governor,
+    governor_setup,
     http,
     portfolio,
     proposer,
@@ -52,12 +54,14 @@ from quantum_alloc.services.options import (
     CommonOptions,
     EfficiencyOptions,
     FeedOptions,
+    GovernorOptions,
     PortfolioOptions,
     ProposerOptions,
     RegimeOptions,
     Settings,
     port_variables,
 )
+from quantum_alloc.services.settings import SettingsError
 
 AnyLoop = Loop[Any, Any, Any]
 STOP_WITHIN_S = 1.5
@@ -92,6 +96,7 @@ class Parts:
         clock: its clock.
         source: opens the feed's candles.
         once: it runs one cycle, which takes all that is there.
+        own_server: this process started the server.
     """
 
     settings: Settings
@@ -100,6 +105,7 @@ class Parts:
     clock: Clock
     source: Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]
     once: bool = False
+    own_server: bool = False
 
 
 def open_market(options: FeedOptions, symbols: Sequence[str]) -> Market:
@@ -293,6 +299,38 @@ def _proposer(parts: Parts) -> tuple[AnyLoop, str]:
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
 
 
+def _governor(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(GovernorOptions), parts.settings.common
+    simulated = options.clock == "simulated"
+    if simulated and not parts.own_server:
+        text = "CLOCK='simulated': refused but on a server that this process started: set CLOCK=server"
+        raise SettingsError([text])
+    params, consumer = options.params(), options.consumer or governor_setup.consumer_name()
+    signing = governor_setup.signing_keys(options.signing_key_file, parts.settings.redis.credentials_directory)
+    keeper = governor_setup.keeper(
+        parts.store, common.state_directory, consumer, params, options.events_stream, common.stream_maxlen,
+        journalled=options.durability == "journal",
+    )  # fmt: skip
+    made = governor_setup.governor(
+        parts.store,
+        parts.metrics,
+        governor.Set(
+            params,
+            plans=common.plans_stream,
+            tombstone_permit_s=options.tombstone_permit_s,
+            error_count=options.error_count if options.auto_disarm else 0,
+            keys=signing,
+            simulated=parts.clock if simulated else None,
+        ),
+        keeper,
+        consumer,
+        shadow=ShadowKeys(LIVE.tag) if common.shadow_lane else None,
+        once=parts.once or simulated,
+    )
+    cycle = governor.build(parts.metrics, made, params)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
 SERVICES: Mapping[str, Callable[[Parts], tuple[AnyLoop, str]]] = {
     "feed": _feed,
     "portfolio": _portfolio,
@@ -303,6 +341,7 @@ SERVICES: Mapping[str, Callable[[Parts], tuple[AnyLoop, str]]] = {
     "allocation": _allocation,
     "efficiency": _efficiency,
     "proposer": _proposer,
+    "governor": _governor,
 }
 """In the order in which one symbol's journey goes through them."""
 
@@ -311,6 +350,7 @@ MODE_VARIABLES = {
     "attribution": "P30_MODE",
     "allocation": "P29_MODE",
     "efficiency": "P31_MODE",
+    "governor": "APPLY_MODE",
 }
 
 
@@ -352,7 +392,10 @@ def run_once(names: Sequence[str], settings: Settings, clock: Clock) -> str:
     """
     trouble = ""
     for loop, _, store in _build(names, settings, clock, once=True):
-        if not loop.once():
+        ended = loop.once()
+        while ended and loop.cycle.more is not None and loop.cycle.more():
+            ended = loop.once()
+        if not ended:
             trouble = trouble or f"{loop.cycle.name}: {loop.last_error}"
         store.close()
     return trouble

@@ -19,13 +19,16 @@ from quantum_alloc.adapters.clock import Clock, SetClock, WallClock
 from quantum_alloc.adapters.codec import symbol as valid_symbol
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
-from quantum_alloc.services import app, config_cli, demo, demo_view, logs, show, status, trial_cli
+from quantum_alloc.services import app, config_cli, demo, demo_view, ledger_cli, logs, ops_cli, show, status, trial_cli
 from quantum_alloc.services.clusters import MapError
 from quantum_alloc.services.http import PortTaken
 from quantum_alloc.services.options import EfficiencyOptions, load
 from quantum_alloc.services.settings import SettingsError
 
 DONE, USAGE, BAD_CANDLES, NO_REDIS, BAD_SETTINGS = 0, 2, 65, 69, 78
+
+
+NO_PERMITS = "No permit is on record."
 
 
 class Mistake(Exception):
@@ -99,11 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     show_demo.add_argument("--format", choices=("table", "json"), default="table")
     show_demo.set_defaults(handler=_demo)
 
-    state = commands.add_parser("status", help="services, modes, ages of inputs, last cycle")
+    state = commands.add_parser("status", help="services, modes, ages of inputs, gates and windows, last cycle")
     state.add_argument("--format", choices=("table", "json"), default="table")
     state.set_defaults(handler=_status)
 
     trial_cli.add_parsers(commands)
+    ops_cli.add_parsers(commands)
+    ledger_cli.add_parsers(commands)
     config_cli.add_parser(commands)
     return parser
 
@@ -131,6 +136,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         )
     settings = load(args.names, _with_candle_flags(args, environ))
     once = args.once or any(isinstance(o, EfficiencyOptions) and o.run_once for o in settings.services.values())
+    if args.now is not None and "governor" in args.names:
+        raise Mistake("the governor takes its time from the server: leave --now out")
     if args.now is not None and not once:
         raise Mistake("--now sets the clock of one cycle: give --once too")
     logs.set_up(settings.common.log_level, settings.common.log_format)
@@ -203,6 +210,9 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             print("", show.table(found["inputs"]), sep="\n")
             if found["clusters"]:
                 print("", show.table(found["clusters"]), sep="\n")
+            print("", show.table(found["gates"]), sep="\n")
+            print("", show.table([found["governor"]]), sep="\n")
+            print("", show.table(found["windows"]) if found["windows"] else NO_PERMITS, sep="\n")
             last = found["last_cycle"]
             print("", show.table([last]) if last else "No allocation cycle is on record.", sep="\n")
     if trouble:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from threading import Event
 
 from quantum_alloc.adapters.candles import Step
@@ -35,9 +36,11 @@ REGIMES = LIVE.stream("regime.state")
 NOT_FROM_OUTSIDE = (
     "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD_FILE", "CREDENTIALS_DIRECTORY",
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
+    "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY",
     "P31_RUN_ONCE", "P29_METRICS_PORT", "P30_METRICS_PORT", "P31_PORT", "P31_HEALTH_PORT",
 )  # fmt: skip
 PROFILE = {
+    "CLOCK": "simulated", "GOV_CONSUMER": "demo", "GOV_DURABILITY": "none",
     "PAPER_BOOK": "1", "P28_MODE": "enforce", "P29_MODE": "enforce", "P30_MODE": "enforce", "SHADOW_LANE": "1",
 }  # fmt: skip
 
@@ -185,18 +188,21 @@ class Outcome:
     sha256: str
 
 
-def settings_of(plan: Plan, environ: Mapping[str, str]) -> Settings:
-    """The demo's settings: the environment's rules, its own server and candles.
+def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None = None) -> Settings:
+    """The demo's settings: the environment's rules, its own server, candles and state.
 
     Args:
         plan: files, symbols and seed.
         environ: the process' environment.
+        directory: where services keep their files; None where none is started.
 
     Raises:
         SettingsError: every error at once.
     """
     own = {k: v for k, v in environ.items() if k not in NOT_FROM_OUTSIDE}
     own = {**PROFILE, **own, "PAPER_BOOK": "1", "QA_FEED_SEED": str(plan.seed), "QA_FEED_STRICT": str(int(plan.strict))}
+    if directory is not None:
+        own["STATE_DIRECTORY"] = str(directory)
     if plan.candles:
         own["QA_FEED_CANDLES"] = ":".join(plan.candles)
     if plan.symbols:
@@ -219,7 +225,7 @@ def drive(
     Raises:
         CandleError, SettingsError, StoreError: it cannot go on.
     """
-    settings = settings_of(plan, environ)
+    settings = settings_of(plan, environ, server.directory / "state")
     market = open_market(settings.of(FeedOptions), plan.symbols)
     streams = settings.of(EfficiencyOptions).efficiency_stream, settings.of(ProposerOptions).propose_stream
     tap, clock, source = Tap(server.url, *streams), SetClock(0.0), Offered()
@@ -231,7 +237,7 @@ def drive(
     loops: dict[str, AnyLoop] = {}
     for name in SERVICES:
         metrics = Metrics(name, settings.common.metrics_max_symbols)
-        loops[name], _ = assemble(name, Parts(settings, tap, metrics, clock, offered))
+        loops[name], _ = assemble(name, Parts(settings, tap, metrics, clock, offered, own_server=True))
         loops[name].log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
     try:
         progress = _walk(plan, market, clock, source, tap, loops, stop, show)

@@ -41,6 +41,7 @@ class Explanation:
         inputs: one row an input: name, value, state, age, lane.
         flips: the nearest change of each input that would turn an outcome.
         record: fields of the decision record.
+        gates: one row a gate, for a verdict of the governor.
     """
 
     service: str
@@ -50,6 +51,7 @@ class Explanation:
     inputs: tuple[Mapping[str, Any], ...] = ()
     flips: tuple[Flip, ...] = ()
     record: Fields = field(default_factory=dict)
+    gates: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--format json``."""
@@ -61,11 +63,12 @@ class Explanation:
             "because": list(self.because),
             "inputs": [dict(i) for i in self.inputs],
             "would_change": turns,
+            **({"gates": [dict(g) for g in self.gates]} if self.gates else {}),
             "record": dict(self.record),
         }
 
 
-def _backwards(store: Store, stream: str) -> Iterator[Fields]:
+def backwards(store: Store, stream: str) -> Iterator[Fields]:
     """The entries of a stream as text, newest first."""
     last, seen = "+", 0
     while seen < LOOK_BACK:
@@ -85,10 +88,11 @@ def _backwards(store: Store, stream: str) -> Iterator[Fields]:
 
 
 def _last(store: Store, stream: str, symbol: str) -> Fields | None:
-    return next((f for f in _backwards(store, stream) if f.get("symbol") == symbol), None)
+    return next((f for f in backwards(store, stream) if f.get("symbol") == symbol), None)
 
 
-def _age(record: Fields, now: float, name: str = "now") -> int | None:
+def age_of(record: Fields, now: float, name: str = "now") -> int | None:
+    """Age of a record in whole seconds."""
     ts = codec.unix_seconds(record.get(name, "").encode())
     return None if ts is None else age_s(ts, now)
 
@@ -104,7 +108,8 @@ def _input(name: str, value: str, record: Fields, prefix: str, at: float, lane: 
     }
 
 
-def _x(text: str) -> str:
+def short(text: str) -> str:
+    """A number as people read it."""
     value = float(text)
     return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
 
@@ -122,18 +127,20 @@ def budget(store: Store, symbol: str, now: float) -> Explanation:
         return Explanation("budget", "There is no budget.")
     try:
         stress = float(raw["stress_factor"])
-        says = f"Its base budget, before any factor, is {_x(raw['budget_usd'])} USD (mode {raw['mode']})."
+        says = f"Its base budget, before any factor, is {short(raw['budget_usd'])} USD (mode {raw['mode']})."
         because = (
-            f"equity {_x(raw['equity_usd'])} x {raw['base_risk_pct']} x (1 - stress {stress:.4g}), within its bounds",
-            f"stress of heat {_x(raw['portfolio_heat'])}, clusters {_x(raw['cluster_stress'])}, "
-            f"volatility class {_x(raw['vol_regime'])}",
+            f"equity {short(raw['equity_usd'])} x {raw['base_risk_pct']} x (1 - stress {stress:.4g}), "
+            "within its bounds",
+            f"stress of heat {short(raw['portfolio_heat'])}, clusters {short(raw['cluster_stress'])}, "
+            f"volatility class {short(raw['vol_regime'])}",
         )
-        return Explanation("budget", says, _age(raw, now, "timestamp"), because, (), flips(budget_knobs(raw)), raw)
+        return Explanation("budget", says, age_of(raw, now, "timestamp"), because, (), flips(budget_knobs(raw)), raw)
     except UNREADABLE as error:
-        return _foreign("budget", raw, error, _age(raw, now, "timestamp"))
+        return foreign("budget", raw, error, age_of(raw, now, "timestamp"))
 
 
-def _foreign(service: str, record: Fields, error: Exception, age: int | None) -> Explanation:
+def foreign(service: str, record: Fields, error: Exception, age: int | None) -> Explanation:
+    """A record that this version cannot explain."""
     why = f"it has no field {error}" if isinstance(error, KeyError) else str(error)
     return Explanation(service, f"The record is not one that this version can explain: {why}.", age, record=record)
 
@@ -145,9 +152,10 @@ def attribution(store: Store, symbol: str, now: float) -> Explanation:
         return Explanation("attribution", "There is none on record.")
     try:
         because = [
-            f"performance {_x(r['performance_factor'])} of alpha score {_x(r['alpha_score'])} "
+            f"performance {short(r['performance_factor'])} of alpha score {short(r['alpha_score'])} "
             f"over executions with a PnL: {r['window']}",
-            f"the last execution was {r['lkg_age_s']} s before: source {r['source']}, confidence {_x(r['confidence'])}",
+            f"the last execution was {r['lkg_age_s']} s before: source {r['source']}, "
+            f"confidence {short(r['confidence'])}",
         ]
         for name in ("regime", "cluster", "signal", "time"):
             parts = json.loads(r[f"{name}_contrib"])
@@ -157,16 +165,16 @@ def attribution(store: Store, symbol: str, now: float) -> Explanation:
         pf = float(r["performance_factor"])
         word = "has paid" if pf > 0.5 else "has cost" if pf < 0.5 else "has neither paid nor cost"
         says = f"Its capital {word}: performance {pf:.4g}, 0.5 is neutral (mode {r['mode']})."
-        return Explanation("attribution", says, _age(r, now), tuple(because), (), flips(attribution_knobs(r)), r)
+        return Explanation("attribution", says, age_of(r, now), tuple(because), (), flips(attribution_knobs(r)), r)
     except UNREADABLE as error:
-        return _foreign("attribution", r, error, _age(r, now))
+        return foreign("attribution", r, error, age_of(r, now))
 
 
 def _cycle_of(store: Store, symbol: str) -> tuple[Fields | None, list[Fields]]:
     """The symbol's last decision, and the others of its cycle."""
     mine: Fields | None = None
     others: list[Fields] = []
-    for f in _backwards(store, LIVE.stream("allocation.decision")):
+    for f in backwards(store, LIVE.stream("allocation.decision")):
         if mine is None and others and f.get("cycle_id") != others[-1].get("cycle_id"):
             others = []
         if mine is not None and f.get("cycle_id") != mine.get("cycle_id"):
@@ -186,13 +194,13 @@ def _cycle_of(store: Store, symbol: str) -> tuple[Fields | None, list[Fields]]:
 def allocation(store: Store, symbol: str, now: float) -> Explanation:
     """The last allocation decision, with its cycle."""
     r, others = _cycle_of(store, symbol)
-    newest = next(_backwards(store, LIVE.stream("allocation.cycle")), None)
+    newest = next(backwards(store, LIVE.stream("allocation.cycle")), None)
     skipped = _skipped(newest, symbol)
     if newest is not None and skipped and (r is None or r.get("cycle_id") != newest.get("cycle_id")):
-        return Explanation("allocation", f"It has no target: {skipped}.", _age(newest, now), (), (), (), newest)
+        return Explanation("allocation", f"It has no target: {skipped}.", age_of(newest, now), (), (), (), newest)
     if r is None:
         return Explanation("allocation", "There is no decision on record.")
-    cycles = _backwards(store, LIVE.stream("allocation.cycle"))
+    cycles = backwards(store, LIVE.stream("allocation.cycle"))
     top = next((c for c in cycles if c.get("cycle_id") == r.get("cycle_id")), None)
     if top is None:
         says = f"It may hold {r.get('target_usd', 'an unknown amount of')} USD; the record of its cycle is gone."
@@ -201,46 +209,46 @@ def allocation(store: Store, symbol: str, now: float) -> Explanation:
         of = allocated(top, r, others)
         at = of.shared.now
         product = " x ".join(
-            f"{name} {_x(r[key])}"
+            f"{name} {short(r[key])}"
             for name, key in (
                 ("regime", "regime_factor"), ("cluster", "cluster_factor"), ("drawdown", "drawdown_factor"),
                 ("performance", "performance_factor"), ("proposal", "proposed_factor"),
             )
             if key in r
         )  # fmt: skip
-        because = [f"budget {_x(r['base_usd'])} USD x {product} = {_x(r['uncapped_usd'])} USD"]
+        because = [f"budget {short(r['base_usd'])} USD x {product} = {short(r['uncapped_usd'])} USD"]
         because.append(_caps(r, top))
         if not of.is_complete:
             because.append("records of others of its group are gone: what would turn the cluster cap cannot be told")
-        why = f"regime {r['regime']}, drawdown zone {r['drawdown_zone']}, confidence {_x(r['confidence'])}"
+        why = f"regime {r['regime']}, drawdown zone {r['drawdown_zone']}, confidence {short(r['confidence'])}"
         because.append(why)
-        regime = top["regime"] + (f" {_x(top['regime_confidence'])}" if top["regime_confidence"] else "")
-        performance = r["attribution_factor"] and f"{_x(r['attribution_factor'])}, confidence " + (
-            _x(r["attribution_confidence"]) if r["attribution_confidence"] else "not told"
+        regime = top["regime"] + (f" {short(top['regime_confidence'])}" if top["regime_confidence"] else "")
+        performance = r["attribution_factor"] and f"{short(r['attribution_factor'])}, confidence " + (
+            short(r["attribution_confidence"]) if r["attribution_confidence"] else "not told"
         )
         inputs = [
             _input(
                 "portfolio",
-                f"{_x(top['equity_usd'])} USD, drawdown {top['drawdown'] or 'unknown'}",
+                f"{short(top['equity_usd'])} USD, drawdown {top['drawdown'] or 'unknown'}",
                 top,
                 "portfolio",
                 at,
             ),
             _input("regime", regime, top, "regime", at),
-            _input("budget", f"{_x(r['base_usd'])} USD", r, "budget", at),
-            _input(f"stress of cluster {r['cluster_id']}", r["stress"] and _x(r["stress"]), r, "stress", at),
+            _input("budget", f"{short(r['base_usd'])} USD", r, "budget", at),
+            _input(f"stress of cluster {r['cluster_id']}", r["stress"] and short(r["stress"]), r, "stress", at),
             _input("performance", performance, r, "attribution", at, r.get("attribution_lane", "live")),
         ]
         if "proposal_state" in r:
-            told = r["proposal_multiplier"] and f"{_x(r['proposal_multiplier'])}, reason {r['proposal_reason']}"
+            told = r["proposal_multiplier"] and f"{short(r['proposal_multiplier'])}, reason {r['proposal_reason']}"
             if r["proposal_state"] == "missing" and r["proposal_lane"] == "shadow":
                 told = "made from the shadow lane: not used in enforce"
             inputs.append(_input("proposal", told, r, "proposal", at, r["proposal_lane"]))
-        says = f"It may hold {_x(r['target_usd'])} USD (mode {r['mode']})."
+        says = f"It may hold {short(r['target_usd'])} USD (mode {r['mode']})."
         turns = flips(allocation_knobs(of))
-        return Explanation("allocation", says, _age(top, now), tuple(because), tuple(inputs), turns, r)
+        return Explanation("allocation", says, age_of(top, now), tuple(because), tuple(inputs), turns, r)
     except UNREADABLE as error:
-        return _foreign("allocation", r, error, _age(top, now))
+        return foreign("allocation", r, error, age_of(top, now))
 
 
 def _skipped(cycle: Fields | None, symbol: str) -> str:
@@ -255,14 +263,14 @@ def _caps(r: Fields, top: Fields) -> str:
     group = json.loads(top["group_sums_usd"]).get(r["cluster_id"])
     told = {
         "none": "no cap binds",
-        "symbol": f"the symbol cap binds: {_x(r['symbol_cap_usd'])} USD",
+        "symbol": f"the symbol cap binds: {short(r['symbol_cap_usd'])} USD",
         "cluster": f"the cluster cap binds: its group {r['cluster_id']} is scaled by {float(r['cluster_ratio']):.6g}",
-        "symbol+cluster": f"both caps bind: {_x(r['symbol_cap_usd'])} USD, then x {float(r['cluster_ratio']):.6g}",
+        "symbol+cluster": f"both caps bind: {short(r['symbol_cap_usd'])} USD, then x {float(r['cluster_ratio']):.6g}",
     }.get(r["bound"], r["bound"])
     if group is not None:
         cap = float(top["equity_usd"]) * float(json.loads(top["params"])["max_cluster_pct"])
-        told += f"; symbol cap {_x(r['symbol_cap_usd'])} USD, group {r['cluster_id']} sums to {_x(repr(group))} "
-        told += f"of {_x(repr(cap))} USD"
+        told += f"; symbol cap {short(r['symbol_cap_usd'])} USD, group {r['cluster_id']} sums to {short(repr(group))} "
+        told += f"of {short(repr(cap))} USD"
     return told
 
 
@@ -273,25 +281,26 @@ def efficiency(store: Store, symbol: str, now: float, stream: str) -> Explanatio
         return Explanation("efficiency", "There is none on record.")
     try:
         at = float(r["now"])
-        target = f"{_x(r['p29_target_usd'])} USD" if r["p29_target_usd"] else "none yet"
+        target = f"{short(r['p29_target_usd'])} USD" if r["p29_target_usd"] else "none yet"
         because = (
-            f"score {_x(r['efficiency_score'])} = performance {_x(r['p30_perf'])} over 1 + penalties of volatility "
-            f"{_x(r['volatility_ewma'])} USD and losses {_x(r['dd_proxy'])} USD over a target of {target}, "
-            f"hold {_x(r['hold_time_penalty'])}",
-            f"average {_x(r['efficiency_ewma'])}, confidence {_x(r['confidence'])}, "
-            f"weight {_x(r['reallocation_weight'])}, flags {r['stale_flags'] or 'none'}",
+            f"score {short(r['efficiency_score'])} = performance {short(r['p30_perf'])} over 1 + penalties of "
+            f"volatility {short(r['volatility_ewma'])} USD and losses {short(r['dd_proxy'])} USD "
+            f"over a target of {target}, "
+            f"hold {short(r['hold_time_penalty'])}",
+            f"average {short(r['efficiency_ewma'])}, confidence {short(r['confidence'])}, "
+            f"weight {short(r['reallocation_weight'])}, flags {r['stale_flags'] or 'none'}",
         )
-        performance = r["attribution_factor"] and f"{_x(r['attribution_factor'])}"
-        sure = r["attribution_confidence"] and f", confidence {_x(r['attribution_confidence'])}"
-        wanted = r["target_usd"] and f"{_x(r['target_usd'])} USD, confidence {_x(r['target_confidence'])}"
+        performance = r["attribution_factor"] and f"{short(r['attribution_factor'])}"
+        sure = r["attribution_confidence"] and f", confidence {short(r['attribution_confidence'])}"
+        wanted = r["target_usd"] and f"{short(r['target_usd'])} USD, confidence {short(r['target_confidence'])}"
         inputs = (
             _input("performance", performance + sure, r, "attribution", at, r["attribution_lane"]),
             _input("target", wanted, r, "target", at, r["target_lane"]),
         )
-        says = f"Capital pressure {r['capital_pressure']} at score {_x(r['efficiency_score'])} (mode {r['mode']})."
-        return Explanation("efficiency", says, _age(r, now), because, inputs, flips(efficiency_knobs(r)), r)
+        says = f"Capital pressure {r['capital_pressure']} at score {short(r['efficiency_score'])} (mode {r['mode']})."
+        return Explanation("efficiency", says, age_of(r, now), because, inputs, flips(efficiency_knobs(r)), r)
     except UNREADABLE as error:
-        return _foreign("efficiency", r, error, _age(r, now))
+        return foreign("efficiency", r, error, age_of(r, now))
 
 
 def proposal(store: Store, symbol: str, now: float, stream: str) -> Explanation:
@@ -308,16 +317,16 @@ def proposal(store: Store, symbol: str, now: float, stream: str) -> Explanation:
             "stale_eff": "the efficiency is too old, or from the future",
             "low_conf": "the efficiency is not certain enough",
         }.get(r["reason"], r["reason"])
-        because = (f"{_x(r['base_target'])} USD x {r['multiplier']}: {r['reason']}, {why}",)
-        value = r["eff_score"] and f"score {_x(r['eff_score'])}, confidence {_x(r['eff_confidence'])}"
+        because = (f"{short(r['base_target'])} USD x {r['multiplier']}: {r['reason']}, {why}",)
+        value = r["eff_score"] and f"score {short(r['eff_score'])}, confidence {short(r['eff_confidence'])}"
         inputs = (
-            _input("base target", f"{_x(r['base_target'])} USD", r, "base", at, r["base_lane"]),
+            _input("base target", f"{short(r['base_target'])} USD", r, "base", at, r["base_lane"]),
             _input("efficiency", value, r, "eff", at, r["eff_lane"]),
         )
-        says = f"It would hold {_x(r['proposed_target'])} USD if efficiency counted (always shadow)."
-        return Explanation("proposer", says, _age(r, now), because, inputs, flips(proposal_knobs(r)), r)
+        says = f"It would hold {short(r['proposed_target'])} USD if efficiency counted (always shadow)."
+        return Explanation("proposer", says, age_of(r, now), because, inputs, flips(proposal_knobs(r)), r)
     except UNREADABLE as error:
-        return _foreign("proposer", r, error, _age(r, now))
+        return foreign("proposer", r, error, age_of(r, now))
 
 
 def gather(settings: Settings, store: Store, symbol: str, now: float) -> list[Explanation]:
@@ -383,12 +392,22 @@ def text(symbol: str, found: Sequence[Explanation]) -> str:
     """
     if not any(e.record for e in found):
         return f"Nothing is on record for {symbol}: status and diff-lanes show which symbols there are."
-    parts = [symbol]
+    return parts(symbol, found)
+
+
+def parts(name: str, found: Sequence[Explanation]) -> str:
+    """Explanations under their title.
+
+    Args:
+        name: of the symbol or the plan.
+        found: at least one.
+    """
+    out = [name]
     for e in found:
         age = "" if e.age_s is None else f", {ago(e.age_s)}"
         lines = [f"{e.service}{age}: {escape(e.says)}", *(f"  {escape(line)}" for line in e.because)]
-        for rows in (e.inputs, flip_rows(e.flips)):
+        for rows in (e.gates, e.inputs, flip_rows(e.flips)):
             if rows:
                 lines += ["", *(f"  {line}" for line in table(rows).splitlines())]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+        out.append("\n".join(lines))
+    return "\n\n".join(out)

@@ -39,7 +39,7 @@ class Told:
     """What a cycle came to, for its log line and its state.
 
     Attributes:
-        line: the INFO line without its duration.
+        line: the INFO line without its duration; empty for a cycle that is not worth one.
         nothing: empty, or why nothing was written.
     """
 
@@ -61,6 +61,8 @@ class Cycle(Generic[S, Seen, Made]):
         effects: what to write.
         tell: metrics and summary; gets the seconds the cycle took.
         wait_s: seconds until it is due again, for a service without a fixed cadence.
+        write: what is written otherwise than by ``effects``, which then come to nothing more.
+        more: whether there is more to do at once, for a service that drains a stream.
     """
 
     name: str
@@ -72,6 +74,8 @@ class Cycle(Generic[S, Seen, Made]):
     effects: Callable[[Seen, Made], tuple[Group, ...]]
     tell: Callable[[Seen, Made, float], Told]
     wait_s: Callable[[float], float] | None = None
+    write: Callable[[Seen, Made], None] | None = None
+    more: Callable[[], bool] | None = None
 
 
 class Loop(Generic[S, Seen, Made]):
@@ -159,6 +163,8 @@ class Loop(Generic[S, Seen, Made]):
         seen = cycle.read(now)
         state, made = cycle.decide(self._state, seen, self.attempt)
         refused = self._store.apply(cycle.effects(seen, made))
+        if cycle.write is not None:
+            cycle.write(seen, made)
         self._state = state  # what was not written is not remembered
         took = time.perf_counter() - started
         told = cycle.tell(seen, made, took)
@@ -183,10 +189,11 @@ class Loop(Generic[S, Seen, Made]):
             self.log.warning("nothing is written: %s", told.nothing) if told.nothing else self.log.warning(
                 "writes again"
             )
-        self.log.info("%s ms=%.0f", told.line, took * 1e3)
+        if told.line:
+            self.log.info("%s ms=%.0f", told.line, took * 1e3)
         self.cycles += 1
         self.ready, self.last_now, self.last_duration_s = True, now, took
-        self.last_error, self.last_line, self.last_nothing = "", told.line, told.nothing
+        self.last_error, self.last_line, self.last_nothing = "", told.line or self.last_line, told.nothing
         self._failures = 0
 
     def _given_up(self, outcome: str, text: str) -> None:

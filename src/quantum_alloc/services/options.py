@@ -21,6 +21,7 @@ from quantum_alloc.services.service_options import (
     ClustersOptions,
     EfficiencyOptions,
     FeedOptions,
+    GovernorOptions,
     PortfolioOptions,
     ProposerOptions,
     RegimeOptions,
@@ -40,6 +41,7 @@ __all__ = [
     "CommonOptions",
     "EfficiencyOptions",
     "FeedOptions",
+    "GovernorOptions",
     "PortfolioOptions",
     "ProposerOptions",
     "RedisOptions",
@@ -105,6 +107,7 @@ GROUPS: dict[str, type[ServiceOptions]] = {
         AllocationOptions,
         EfficiencyOptions,
         ProposerOptions,
+        GovernorOptions,
     )
 }
 """The group of each service, by its name on the command line."""

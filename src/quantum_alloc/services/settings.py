@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from quantum_alloc.services.values import KINDS, SPACE, ApplyMode, Kind, Mode, Var, expected, render
+from quantum_alloc.core.governor_params import ApplyMode
+from quantum_alloc.services.values import KINDS, SPACE, Kind, Mode, Var, expected, render
 from quantum_alloc.services.variables import CONTRACT_VARIABLES, TEST_VARIABLES, strangers
 
 __all__ = ["ApplyMode", "Loaded", "Mode", "SettingsError", "Variable", "read", "var", "variables"]

@@ -17,11 +17,13 @@ from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Reading, age_s
+from quantum_alloc.services import governor_status
 from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.options import (
     AllocationOptions,
     BudgetOptions,
     EfficiencyOptions,
+    GovernorOptions,
     PortfolioOptions,
     ProposerOptions,
     Settings,
@@ -176,6 +178,9 @@ def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any]
     try:
         found["inputs"] = inputs(store, settings, now)
         found["clusters"] = clusters(store, now)
+        found["gates"] = governor_status.gates(settings.of(GovernorOptions).params())
+        found["governor"] = governor_status.state(store)
+        found["windows"] = governor_status.windows(store, settings, now)
         found["last_cycle"] = last_cycle(store, now)
     except StoreError as error:
         return found, str(error)

@@ -12,8 +12,8 @@ from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.clock import WallClock
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
 from quantum_alloc.adapters.keys import LIVE
-from quantum_alloc.services import app, explain, inject, lanes, plot, show
-from quantum_alloc.services.options import ClustersOptions, RegimeOptions, Settings, load
+from quantum_alloc.services import app, explain, explain_plan, inject, lanes, plot, show
+from quantum_alloc.services.options import ClustersOptions, GovernorOptions, RegimeOptions, Settings, load
 
 DONE, USAGE = 0, 2
 HASHED = ("attribution", "efficiency")
@@ -89,8 +89,10 @@ def add_parsers(commands: Any) -> None:
     Args:
         commands: the subparsers of ``quantum-alloc``.
     """
-    why = commands.add_parser("explain", help="the last decision of each service for a symbol, and what would turn it")
-    why.add_argument("symbol", type=symbol, metavar="SYMBOL")
+    about = "the last decision of each service for a symbol, or the verdict on a plan, and what would turn it"
+    why = commands.add_parser("explain", help=about, description=about)
+    why.add_argument("what", type=word, metavar="SYMBOL|PLAN_ID")
+    why.add_argument("--plan", action="store_true", help="it is a plan id, although it could be a symbol")
     _format(why)
     why.set_defaults(handler=_explain)
 
@@ -165,15 +167,24 @@ def _settings(environ: Mapping[str, str]) -> Settings:
 
 def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = _settings(environ)
-    store = app.open_store(settings)
+    store, now = app.open_store(settings), WallClock().now()
+    is_symbol = not args.plan and codec.symbol(args.what.encode()) is not None
+    events = settings.of(GovernorOptions).events_stream
     try:
-        found = explain.gather(settings, store, args.symbol, WallClock().now())
+        if is_symbol:
+            found = explain.gather(settings, store, args.what, now)
+            found.append(explain_plan.last_of(store, events, args.what, now))
+        else:
+            found = [explain_plan.explain(store, events, args.what, now)]
     finally:
         store.close()
     if args.format == "json":
-        print(show.as_json({"symbol": args.symbol, "decisions": [e.to_dict() for e in found]}))
+        kind = "symbol" if is_symbol else "plan_id"
+        print(show.as_json({kind: args.what, "decisions": [e.to_dict() for e in found]}))
+    elif is_symbol:
+        print(explain.text(args.what, found))
     else:
-        print(explain.text(args.symbol, found))
+        print(explain.parts(args.what, found))
     return DONE
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from quantum_alloc.adapters import codec
+from quantum_alloc.core.governor_params import ApplyMode
 
 SPACE = " \t\r\n\v\f"
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
@@ -31,14 +32,6 @@ class Mode(StrEnum):
 
     SHADOW = "shadow"
     ENFORCE = "enforce"
-
-
-class ApplyMode(StrEnum):
-    """What permits are for. The first member is the safe one."""
-
-    DRY_RUN = "dry_run"
-    TESTNET = "testnet"
-    PRODUCTION = "production"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,82 @@
+"""What a verdict of the governor hangs on: its knobs, out of its record.
+
+Each knob is one number of the plan or of its inputs; the outcome is PERMIT or BLOCK. Where several gates block, no
+single number may turn the verdict: then there is no turn to show, and the margins of the blocking gates tell the rest.
+Source: the project's rules, section 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from quantum_alloc.core.fields import Fields
+from quantum_alloc.core.flips import USD_MAX, Knob, age_knob, replaced
+from quantum_alloc.core.gates import Inputs
+from quantum_alloc.core.governor import Permit, evaluate
+from quantum_alloc.core.governor_params import GovernorParams
+from quantum_alloc.core.reading import Fresh
+from quantum_alloc.core.record_governor import governor_inputs, governor_params
+
+SMALLEST = 1e-12
+
+
+def governor_knobs(record: Fields) -> tuple[Knob, ...]:
+    """What a verdict hangs on.
+
+    Args:
+        record: fields of a PERMIT or BLOCK event, as text.
+
+    Raises:
+        ValueError, KeyError, TypeError: not a record of these rules.
+    """
+    i, p = governor_inputs(record), governor_params(record)
+    knobs: list[Knob] = []
+
+    def knob(name: str, unit: str, value: float | None, low: float, high: float, of: Callable[[float], Inputs]) -> None:
+        if value is not None and low <= value <= high:
+            knobs.append(Knob(name, unit, value, low, high, {"the plan gets": lambda x: _verdict(of(x), p)}))
+
+    plan = i.plan
+    knob("quantity", "", plan.qty, SMALLEST, USD_MAX, lambda x: replace(i, plan=replace(plan, qty=x)))
+    knob("price", "USD", plan.price_usd, SMALLEST, USD_MAX, lambda x: replace(i, plan=replace(plan, price_usd=x)))
+    knob("kill score", "", plan.kill_score, 0.0, USD_MAX, lambda x: replace(i, plan=replace(plan, kill_score=x)))
+    if isinstance(i.position, Fresh):
+        held = i.position.value
+        knob("position's mark", "USD", held.mark_usd, SMALLEST, USD_MAX,
+             lambda x: replace(i, position=replaced(i.position, replace(held, mark_usd=x))))  # fmt: skip
+    knob("market price", "USD", i.market_usd.value, SMALLEST, USD_MAX,
+         lambda x: replace(i, market_usd=replaced(i.market_usd, x)))  # fmt: skip
+    for name in ("target", "budget"):
+        _limit_knob(knob, name, i)
+    if isinstance(i.totals, Fresh):
+        totals = i.totals.value
+        knob("notional of all positions", "USD", totals.notional_usd, 0.0, USD_MAX,
+             lambda x: replace(i, totals=replaced(i.totals, replace(totals, notional_usd=x))))  # fmt: skip
+    if i.book is not None:
+        book = i.book
+        knob("outstanding opens", "USD", book.usd, 0.0, USD_MAX, lambda x: replace(i, book=replace(book, usd=x)))
+        knob("outstanding opens of the symbol", "USD", book.symbol_usd, 0.0, USD_MAX,
+             lambda x: replace(i, book=replace(book, symbol_usd=x)))  # fmt: skip
+    if i.usage is not None:
+        use = i.usage
+        knob("closed today", "USD", use.day_usd, 0.0, USD_MAX, lambda x: replace(i, usage=replace(use, day_usd=x)))
+    return (*knobs, *age_knob("target", i.target, 300, "looked at", "not looked at"))
+
+
+def _limit_knob(knob: Callable[..., None], name: str, i: Inputs) -> None:
+    reading = getattr(i, name)
+    if not isinstance(reading, Fresh):
+        return
+    limit: Any = reading.value
+
+    def of(x: float) -> Inputs:
+        changed = replaced(reading, replace(limit, usd=x))
+        return replace(i, target=changed) if name == "target" else replace(i, budget=changed)
+
+    knob(name, "USD", limit.usd, 0.0, USD_MAX, of)
+
+
+def _verdict(inputs: Inputs, params: GovernorParams) -> str:
+    return "PERMIT" if isinstance(evaluate(inputs, params), Permit) else "BLOCK"

@@ -1,0 +1,481 @@
+"""The governor (step 2): one answer for every plan, with the whole gate vector behind it.
+
+    decide_batch(plans, snapshot) -> decisions      a fold in stream order, pure
+
+Every gate is evaluated for every plan; the verdict is the first that blocks and is enforced, in the order of
+``governor_params.GATES``. A permit enters the ledger and the book before the next plan is decided, a burst of opens
+sets the kill switch to REDUCE_ONLY for those after it, and a second copy of an id gets the first one's answer. A block
+uses nothing up. The first answer to an id is final: the same content gets it again, other content is a conflict.
+
+Source: the project's governor, sections 1 and 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeAlias
+
+from quantum_alloc.core.downsize import Hint, downsize
+from quantum_alloc.core.gates import (
+    NOT_APPLICABLE,
+    ROWS,
+    Checked,
+    Facts,
+    Holding,
+    Inputs,
+    Kill,
+    Limit,
+    Outcome,
+    Totals,
+    facts,
+)
+from quantum_alloc.core.governor_params import DEFAULTS, GATES, Gate, GovernorParams, Scope
+from quantum_alloc.core.isolate import Attempt, plainly
+from quantum_alloc.core.limits import (
+    US,
+    Issued,
+    Ledger,
+    Outstanding,
+    Usage,
+    book_use,
+    is_released,
+    usage,
+)
+from quantum_alloc.core.plan import Movement, Plan, Side
+from quantum_alloc.core.proposal import Efficiency
+from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable
+from quantum_alloc.core.table import Explained
+
+BURST = "burst_limit_exceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The first answer to a plan id, as its tombstone keeps it.
+
+    Attributes:
+        verdict: PERMIT or BLOCK; empty for a tombstone that cannot be read.
+        reason: ok, or why it was blocked.
+        content: of the plan that it was given to.
+        decision_id: of the decision.
+    """
+
+    verdict: str
+    reason: str = ""
+    content: str = ""
+    decision_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolSnapshot:
+    """What was read for one symbol.
+
+    Attributes:
+        ledger: its permits; None where they cannot be read.
+        position: as read; missing where there is none.
+        market_usd: price of the market state.
+        target: the allocation target.
+        budget: the base budget.
+        violation_usd: greatest notional that a young violation tells of.
+        efficiency: for the hint.
+        eff_lane: where it came from.
+    """
+
+    ledger: Ledger | None = Ledger()  # noqa: RUF009 - a frozen value
+    position: Reading[Holding] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    market_usd: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    target: Reading[Limit] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    budget: Reading[Limit] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    violation_usd: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    efficiency: Reading[Efficiency] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    eff_lane: Lane = Lane.LIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What one round trip read.
+
+    Attributes:
+        now_us: the decision's clock, microseconds: the server's, or the watermark where that is later.
+        kill: the kill switch, its latch included.
+        hold: empty, or why no open is permitted.
+        hold_until_us: when that ends at the earliest, where it is known.
+        totals: of all positions.
+        book: outstanding opens; None where they cannot be read.
+        symbols: by symbol, those of the plans and of the book.
+        answers: by plan id, those that have one.
+        taken: plan ids with a permit that nobody here gave.
+    """
+
+    now_us: int
+    kill: Kill = Kill.OFF
+    hold: str = ""
+    hold_until_us: int | None = None
+    totals: Reading[Totals] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
+    book: tuple[Outstanding, ...] | None = ()
+    symbols: Mapping[str, SymbolSnapshot] = field(default_factory=dict)
+    answers: Mapping[str, Answer] = field(default_factory=dict)
+    taken: frozenset[str] = frozenset()
+
+
+NOTHING_READ = SymbolSnapshot()
+
+
+@dataclass(frozen=True, slots=True)
+class Permit(Explained):
+    """An order may go out.
+
+    Attributes:
+        inputs: what it was made from.
+        checks: what each gate said, in the order of ``GATES``.
+        movement: which limits count it.
+        side: of the order; None where it is not known.
+        computed_qty: quantity.
+        computed_notional_usd: USD; 0 where no price is known.
+        is_priced: False where no price is known.
+        hint: for the apply layer.
+        decision_id: made of its content.
+    """
+
+    inputs: Inputs
+    checks: tuple[Checked, ...]
+    movement: Movement
+    side: Side | None
+    computed_qty: float
+    computed_notional_usd: float
+    is_priced: bool
+    hint: Hint
+    decision_id: str
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it answers."""
+        return self.inputs.plan
+
+    @property
+    def answer(self) -> Answer:
+        """What its tombstone keeps."""
+        return Answer("PERMIT", "ok", self.plan.content, self.decision_id)
+
+    @property
+    def issued(self) -> Issued:
+        """What it adds to the ledger, at the decision's clock."""
+        closed = 0.0 if self.is_priced or self.movement is Movement.OPEN else self.computed_qty
+        return Issued(self.inputs.now_us, self.movement, self.computed_notional_usd, closed)
+
+
+@dataclass(frozen=True, slots=True)
+class Block(Explained):
+    """An order may not go out.
+
+    Attributes:
+        inputs: what it was made from.
+        checks: what each gate said, in the order of ``GATES``.
+        gate: number of the first gate that blocks.
+        reason: of that gate.
+        observed: what it looked at.
+        limit: what that was held against.
+        retry_after_s: seconds after which time alone would lift it; None where it would not.
+        disarms: True where it sets the kill switch to reduce.
+        decision_id: made of its content.
+    """
+
+    inputs: Inputs
+    checks: tuple[Checked, ...]
+    gate: str
+    reason: str
+    observed: float | None
+    limit: float | None
+    retry_after_s: float | None
+    disarms: bool
+    decision_id: str
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that it answers."""
+        return self.inputs.plan
+
+    @property
+    def answer(self) -> Answer:
+        """What its tombstone keeps."""
+        return Answer("BLOCK", self.reason, self.plan.content, self.decision_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay(Explained):
+    """The plan has its answer already.
+
+    Attributes:
+        plan: the plan.
+        answer: the first one.
+        now_us: the decision's clock, microseconds.
+    """
+
+    plan: Plan
+    answer: Answer
+    now_us: int
+
+    @property
+    def reason(self) -> str:
+        """That of the first answer."""
+        return self.answer.reason
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict(Explained):
+    """The id was given to something else: there is no permit.
+
+    Attributes:
+        plan: the plan.
+        reason: other_content, answer_unreadable, permit_exists.
+        now_us: the decision's clock, microseconds.
+    """
+
+    plan: Plan
+    reason: str
+    now_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided(Explained):
+    """A step that failed, or one that must wait for it.
+
+    Attributes:
+        plan: the plan.
+        failed: True where its own step did.
+    """
+
+    plan: Plan
+    failed: bool
+
+
+Decision: TypeAlias = Permit | Block | Replay | Conflict | Undecided
+
+
+def _applies(gate: Gate, f: Facts) -> bool:
+    if f.order.trouble:
+        return False
+    return gate.scope is Scope.ALL or (gate.scope is Scope.OPENS) == f.is_open
+
+
+def check_all(inputs: Inputs, params: GovernorParams) -> tuple[tuple[Checked, ...], Facts | None]:
+    """What every gate says, in order, before modes: the whole vector, and what it was made from.
+
+    Args:
+        inputs: of one plan.
+        params: the numbers of the governor.
+    """
+    if inputs.plan.flaw:
+        kill = NOT_APPLICABLE
+        if inputs.kill is not Kill.OFF:
+            kill = Checked(Outcome.BLOCK, "kill_switch_active" if inputs.kill is Kill.HALT else "reduce_only")
+        bad = Checked(Outcome.BLOCK, "bad_plan")
+        return (kill, bad, *[NOT_APPLICABLE] * (len(GATES) - 2)), None
+    f = facts(inputs, params)
+    checks = []
+    for i, (gate, check) in enumerate(ROWS):
+        if i > 1 and not _applies(gate, f):
+            checks.append(NOT_APPLICABLE)
+            continue
+        made = check(f, params)
+        if made.outcome is Outcome.BLOCK and not params.enforces(gate):
+            made = made._replace(outcome=Outcome.WOULD_BLOCK)
+        checks.append(made)
+    return tuple(checks), f
+
+
+def _decision_id(inputs: Inputs, verdict: str, reason: str) -> str:
+    parts = (inputs.plan.plan_id, inputs.plan.content, str(inputs.now_us), verdict, reason)
+    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def evaluate(inputs: Inputs, params: GovernorParams | None = None) -> Permit | Block:
+    """One plan's verdict from everything that it hangs on.
+
+    Args:
+        inputs: of the plan.
+        params: the numbers of the governor.
+
+    >>> plan = Plan("p1", "BTCUSDT", "ENTRY", 0.0, Side.BUY, qty=0.001, price_usd=90_000.0, kill_score=0.1)
+    >>> evaluate(Inputs(plan, now_us=1)).reason
+    'position_unknown'
+    """
+    p = params or DEFAULTS
+    checks, f = check_all(inputs, p)
+    blocking = [(gate, check) for gate, check in zip(GATES, checks, strict=True) if check.outcome is Outcome.BLOCK]
+    if blocking or f is None:
+        gate, first = blocking[0]
+        retries = [check.retry_us for _, check in blocking]
+        known = [r for r in retries if r is not None]
+        retry_s = (max(known) - inputs.now_us) / US if len(known) == len(retries) else None
+        is_burst = first.reason == BURST and f is not None and f.is_open
+        return Block(
+            inputs,
+            checks,
+            gate.number,
+            first.reason,
+            first.observed,
+            first.limit,
+            retry_s,
+            p.disarm_on_burst and is_burst,
+            _decision_id(inputs, "BLOCK", first.reason),
+        )
+    return Permit(
+        inputs,
+        checks,
+        f.order.movement,
+        f.order.side,
+        f.order.qty,
+        f.notional_usd if f.notional_usd is not None else 0.0,
+        f.notional_usd is not None,
+        downsize(inputs.efficiency, p.hint),
+        _decision_id(inputs, "PERMIT", "ok"),
+    )
+
+
+def released(snapshot: Snapshot) -> tuple[str, ...]:
+    """Plan ids of the outstanding opens that no longer count.
+
+    Args:
+        snapshot: what was read.
+    """
+    return tuple(one.plan_id for one in snapshot.book or () if not _counts(one, snapshot))
+
+
+def _counts(one: Outstanding, snapshot: Snapshot) -> bool:
+    position = snapshot.symbols.get(one.symbol, NOTHING_READ).position
+    return not is_released(one, snapshot.now_us, position, snapshot.totals)
+
+
+def known_position(position: Reading[Holding], totals: Reading[Totals]) -> Reading[Holding]:
+    """A position as the gates see it: one that is not there while the portfolio is fresh is flat.
+
+    Args:
+        position: as read.
+        totals: of all positions.
+
+    >>> known_position(Unusable(Reason.MISSING), Fresh(Totals(0.0, 0), 5.0, 1)).value
+    Holding(qty=0.0, mark_usd=None)
+    """
+    absent = isinstance(position, Unusable) and position.reason is Reason.MISSING
+    if absent and isinstance(totals, Fresh):
+        return Fresh(Holding(0.0), totals.ts, totals.age_s)
+    return position
+
+
+@dataclass(slots=True)
+class _Fold:
+    """What changes from plan to plan of a batch."""
+
+    snapshot: Snapshot
+    params: GovernorParams
+    kill: Kill
+    book: list[Outstanding] | None
+    answers: dict[str, Answer]
+    held: dict[str, bool]
+    usage: dict[str, Usage | None] = field(default_factory=dict)
+    issued: dict[str, list[Issued]] = field(default_factory=dict)
+    waiting: set[str] = field(default_factory=set)
+
+    def inputs(self, plan: Plan) -> Inputs:
+        """Everything that one plan's verdict is made from, as it stands now."""
+        s = self.snapshot
+        of = s.symbols.get(plan.symbol, NOTHING_READ)
+        if plan.symbol not in self.usage:
+            self.issued[plan.symbol] = [] if of.ledger is None else list(of.ledger.issued.values())
+            self.usage[plan.symbol] = None if of.ledger is None else usage(self.issued[plan.symbol], s.now_us)
+        return Inputs(
+            plan,
+            s.now_us,
+            self.kill,
+            s.hold,
+            s.hold_until_us,
+            known_position(of.position, s.totals),
+            of.market_usd,
+            of.target,
+            of.budget,
+            of.violation_usd,
+            self.usage[plan.symbol],
+            s.totals,
+            None if self.book is None else book_use(self.book, plan.symbol, self.held),
+            of.efficiency,
+            of.eff_lane,
+        )
+
+    def step(self, plan: Plan) -> Decision:
+        """One plan; its answer counts for those after it."""
+        if plan.plan_id in self.snapshot.taken:
+            return Conflict(plan, "permit_exists", self.snapshot.now_us)
+        first = self.answers.get(plan.plan_id)
+        if first is not None:
+            if not first.verdict:
+                return Conflict(plan, "answer_unreadable", self.snapshot.now_us)
+            if first.content != plan.content:
+                return Conflict(plan, "other_content", self.snapshot.now_us)
+            return Replay(plan, first, self.snapshot.now_us)
+        made = evaluate(self.inputs(plan), self.params)
+        self.answers[plan.plan_id] = made.answer
+        if isinstance(made, Permit):
+            self._enter(made)
+        elif made.disarms:
+            self.kill = Kill.REDUCE_ONLY
+        return made
+
+    def _enter(self, made: Permit) -> None:
+        symbol, now_us = made.plan.symbol, self.snapshot.now_us
+        self.issued[symbol].append(made.issued)
+        self.usage[symbol] = usage(self.issued[symbol], now_us)
+        if made.movement is Movement.OPEN and self.book is not None:
+            until = now_us + self.params.permit_ttl_s * US
+            self.book.append(Outstanding(made.plan.plan_id, symbol, made.computed_notional_usd, now_us, until))
+
+
+def decide_batch(
+    plans: Iterable[Plan],
+    snapshot: Snapshot,
+    params: GovernorParams | None = None,
+    attempt: Attempt = plainly,
+) -> tuple[Decision, ...]:
+    """The answers to some plans, in their order.
+
+    Args:
+        plans: in the order of the stream.
+        snapshot: what was read for them.
+        params: the numbers of the governor.
+        attempt: how one plan's step is run (``core.isolate``); after one that fails nothing of its symbol or its id
+            is decided.
+    """
+    p = params or DEFAULTS
+    held = {s: isinstance(of.position, Fresh) and of.position.value.qty != 0.0 for s, of in snapshot.symbols.items()}
+    book = None if snapshot.book is None else [one for one in snapshot.book if _counts(one, snapshot)]
+    fold = _Fold(snapshot, p, snapshot.kill, book, dict(snapshot.answers), held)
+    decisions: list[Decision] = []
+    for plan in plans:
+        if fold.waiting & {f"symbol {plan.symbol}", f"id {plan.plan_id}"}:
+            decisions.append(Undecided(plan, failed=False))
+            continue
+        made = attempt(plan.symbol, partial(fold.step, plan))
+        if made is None:
+            fold.waiting |= {f"symbol {plan.symbol}", f"id {plan.plan_id}"}
+        decisions.append(Undecided(plan, failed=True) if made is None else made)
+    return tuple(decisions)
+
+
+def decide(plan: Plan, snapshot: Snapshot, params: GovernorParams | None = None) -> Decision:
+    """The answer to one plan.
+
+    Args:
+        plan: the plan.
+        snapshot: what was read for it.
+        params: the numbers of the governor.
+
+    >>> from quantum_alloc.core.reading import fresh
+    >>> plan = Plan("p1", "BTCUSDT", "ENTRY", 0.0, Side.BUY, qty=0.002, price_usd=90_000.0, kill_score=0.1)
+    >>> made = decide(plan, Snapshot(now_us=0, totals=fresh(Totals(0.0, 0))))
+    >>> made.computed_notional_usd, made.hint.reason.value
+    (180.0, 'missing_eff')
+    """
+    return decide_batch((plan,), snapshot, params)[0]

@@ -1,0 +1,145 @@
+"""The governor's metrics and its log line, read off what became of a cycle's answers."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Protocol
+
+from quantum_alloc.adapters import plans
+from quantum_alloc.adapters.commit import Basis
+from quantum_alloc.adapters.intake import Intake
+from quantum_alloc.adapters.metrics import OTHER, Metrics
+from quantum_alloc.core.gates import Kill, Outcome
+from quantum_alloc.core.governor import Block, Conflict, Decision, Permit, Replay
+from quantum_alloc.core.governor_params import GATES, GovernorParams
+from quantum_alloc.core.limits import BURST_S, HOUR_S, US
+from quantum_alloc.core.stability import ClockState
+from quantum_alloc.services.governor_keeper import Keeper
+from quantum_alloc.services.loop import Told
+
+log = logging.getLogger("quantum_alloc.governor")
+SYMBOLS_MAX = 10_000
+NAMES = {gate.gate: gate.name for gate in GATES}
+
+
+class Governed(Protocol):
+    """What the tally looks at."""
+
+    keeper: Keeper
+    intake: Intake
+
+    @property
+    def clock(self) -> ClockState:
+        """What is remembered of the clocks."""
+        ...
+
+    @property
+    def settled(self) -> list[Decision | plans.BadId | plans.NotGoverned | None]:
+        """Answers that stand now."""
+        ...
+
+    @property
+    def moved(self) -> int:
+        """Answers that are decided again."""
+        ...
+
+
+class Tally:
+    """Counts a governor's answers."""
+
+    def __init__(self, metrics: Metrics, params: GovernorParams) -> None:
+        """Start at nothing."""
+        self._m, self._params = metrics, params
+        self._permits_us: dict[str, list[int]] = {}
+        self._factors: dict[str, float] = {}
+        self._state = ""
+
+    def tell(self, basis: Basis, g: Governed) -> Told:
+        """Metrics of a cycle, and its line; an idle cycle has none.
+
+        Args:
+            basis: what was decided on.
+            g: the governor.
+        """
+        found: Counter[str] = Counter()
+        for answer in g.settled:
+            found[self._answer(answer)] += 1
+        for result, n in found.items():
+            self._m.add("quantum_alloc_plans_total", result, amount=n)
+        self._gauges(basis, g)
+        self._say(basis)
+        if not g.settled and not g.moved:
+            return Told("")
+        told = " ".join(f"{name}={found[name]}" for name in ("permit", "block", "replay", "conflict") if found[name])
+        more = f" moved={g.moved}" if g.moved else ""
+        return Told(f"Governor batch complete plans={len(g.settled)} {told}{more} mode={self._params.apply_mode}")
+
+    def _answer(self, answer: Decision | plans.BadId | plans.NotGoverned | None) -> str:
+        if isinstance(answer, (Permit, Block)):
+            self._verdict(answer)
+            return "permit" if isinstance(answer, Permit) else "block"
+        if isinstance(answer, Replay):
+            return "replay"
+        if isinstance(answer, Conflict):
+            return "conflict"
+        if isinstance(answer, plans.BadId):
+            return "bad_id"
+        return "not_governed" if isinstance(answer, plans.NotGoverned) else "dead_letter"
+
+    def _verdict(self, made: Permit | Block) -> None:
+        m, symbol = self._m, OTHER if made.plan.flaw else made.plan.symbol
+        for gate, check in zip(GATES, made.checks, strict=True):
+            m.add("quantum_alloc_gate_outcomes_total", gate.gate, check.outcome.value, check.reason)
+            if gate.gate == "0.5" and check.outcome is not Outcome.NOT_APPLICABLE:
+                m.add("gov_p29_checked_total", symbol)
+                if check.reason in ("missing", "stale"):
+                    m.add(f"gov_p29_{check.reason}_total", symbol)
+        if isinstance(made, Permit):
+            m.add("quantum_govern_allow_total", symbol)
+            m.add("p32_eff_apply_total", made.hint.action.value, made.hint.reason.value)
+            if symbol in self._factors or len(self._factors) < SYMBOLS_MAX:
+                self._factors[symbol] = made.hint.factor
+                self._permits_us.setdefault(symbol, []).append(made.inputs.now_us)
+            return
+        m.add("quantum_govern_block_total", symbol, made.reason)
+        if made.gate == "0.5":
+            m.add("gov_p29_block_total", symbol)
+        if made.disarms:
+            m.add("quantum_govern_disarm_total", made.reason)
+        if log.isEnabledFor(logging.DEBUG):
+            where = "P2.9 allocation" if made.gate == "0.5" else f"gate {made.gate} ({NAMES[made.gate]})"
+            log.debug("plan %s of %s is blocked by %s: %s", made.plan.plan_id, made.plan.symbol, where, made.reason)
+
+    def _gauges(self, basis: Basis, g: Governed) -> None:
+        m, now_us = self._m, basis.snapshot.now_us
+        for name, window_s in (("hour", HOUR_S), ("5min", BURST_S)):
+            since = now_us - window_s * US
+            counts = {s: float(sum(at > since for at in times)) for s, times in self._permits_us.items()}
+            m.replace(f"quantum_govern_exec_count_{name}", counts)
+        for symbol, times in self._permits_us.items():
+            self._permits_us[symbol] = [at for at in times if at > now_us - HOUR_S * US]
+        m.replace("p32_eff_factor", self._factors)
+        for state in Kill:
+            m.set("quantum_alloc_kill_state", float(basis.snapshot.kill is state), state.value)
+        m.set("quantum_alloc_kill_latched", float(g.keeper.latch.latch is not None or basis.latch != "-"))
+        for reason in ("recovery_hold", "clock_unstable"):
+            m.set("quantum_alloc_hold", float(basis.snapshot.hold == reason), reason)
+        m.set("quantum_alloc_clock_skew_seconds", g.clock.skew_us / US)
+        m.set("quantum_alloc_plans_waiting", g.intake.waiting)
+        m.add("quantum_alloc_plans_moved_total", amount=g.moved)
+        for name, total in (
+            ("quantum_alloc_plans_missed_total", g.intake.missed),
+            ("quantum_alloc_plan_groups_made_total", g.intake.groups_made),
+            ("quantum_alloc_store_epoch_changes_total", g.keeper.changes),
+            ("quantum_alloc_permits_restored_total", g.keeper.restored),
+        ):
+            m.add(name, amount=total - m.value(name))
+
+    def _say(self, basis: Basis) -> None:
+        """States are logged when they change."""
+        s = basis.snapshot
+        state = s.kill.value + (f", opens are held back: {s.hold}" if s.hold else "")
+        if state != self._state and (self._state or state != Kill.OFF.value):
+            log.warning("the kill switch is %s", state)
+        self._state = state
