@@ -186,13 +186,14 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_explain_tells_each_services_last_decision(chain: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """Inputs with age and lane, each factor, what bound, and what would turn it, for all five."""
+    """Inputs with age and lane, each factor, what bound, and what would turn it, for all that decided."""
     server, client, _ = chain
     environ = {"REDIS_URL": server.url}
     code, out, _ = call(capsys, environ, "explain", "BNBUSDT", "--format", "json")
     assert code == 0
     found = {d["service"]: d for d in json.loads(out)["decisions"]}
     assert list(found) == ["budget", "attribution", "allocation", "efficiency", "proposer", "governor"]
+    assert found.pop("governor")["says"] == "There is no verdict on record."  # nothing plans in this chain
     assert all(d["would_change"] for d in found.values())
     last = newest(client, "quantum:stream:allocation.decision")["BNBUSDT"]
     assert found["allocation"]["record"] == last
@@ -207,7 +208,7 @@ def test_explain_tells_each_services_last_decision(chain: Any, capsys: pytest.Ca
     assert code == 0
     for words in ("It may hold", "x regime 1.2 x", "Capital pressure", "if efficiency counted", "if only", "age of"):
         assert words in out
-    assert call(capsys, environ, "explain", "nonsense")[0] == 2
+    assert call(capsys, environ, "explain", "no such thing")[0] == 2
 
 
 def test_explain_of_foreign_records_says_so(

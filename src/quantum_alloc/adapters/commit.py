@@ -23,17 +23,21 @@ from quantum_alloc.core.reading import Fresh
 SNAPSHOT_AGE_MAX_US = 800_000
 BLOCK_TTL_S = 3600
 BLOCK_TOMBSTONE_S = 86_400
+FORGOTTEN_AT_ONCE = 1000
+"""Entries that one commit takes away; the next one goes on."""
 Event = Mapping[str, str]
 
 
 class Status(StrEnum):
-    """What became of one item."""
+    """What became of one plan of a batch; the last two never reached the script."""
 
     OK = "ok"
     GONE = "gone"
     MOVED = "moved"
     TAKEN = "taken"
     TYPE = "type"
+    FAILED = "failed"
+    WAITS = "waits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +168,7 @@ def call(
     w.args += [basis.book_revision, repr(params.max_total_notional_usd), params.max_open_positions]
     w.args += [repr(totals.notional_usd), totals.count]
     w.list([name for name, of in s.symbols.items() if isinstance(of.position, Fresh) and of.position.value.qty != 0.0])
-    w.list(released(s))
+    w.list(released(s)[:FORGOTTEN_AT_ONCE])
     places = {name: i for i, name in enumerate(dict.fromkeys(i.symbol for i in items if i.symbol), 1)}
     w.args.append(len(places))
     for name in places:
@@ -172,7 +176,7 @@ def call(
         gone = () if ledger is None else forgotten(ledger, s.now_us, max(HOUR_S, params.symbol_cooldown_s))
         revision = "" if ledger is None else ledger.revision
         w.args += [name, w.key(keys.ledger(name)), w.key(keys.last_exec(name)), revision]
-        w.list(gone)
+        w.list(gone[:FORGOTTEN_AT_ONCE])
     w.args.append(len(items))
     for item in items:
         one = _item(w, item, places.get(item.symbol, 0), params, keys)

@@ -185,8 +185,8 @@ class Intake:
         """Plans that are held."""
         return len(self._queue)
 
-    def settle(self, statuses: Sequence[Status | None]) -> list[str]:
-        """What became of the batch that was handed out, in its order; None for a plan that could not be decided.
+    def settle(self, statuses: Sequence[Status]) -> list[str]:
+        """What became of the batch that was handed out, in its order.
 
         Returns:
             Ids that are settled.
@@ -197,9 +197,9 @@ class Intake:
             if status in (Status.OK, Status.GONE):
                 done.append(entry_id)
                 del self._queue[entry_id]
-            elif status is None:
+            elif status is Status.FAILED:
                 entry.tries += 1
-            else:
+            elif status is not Status.WAITS:
                 entry.moved += 1
                 entry.taken = entry.taken or status is Status.TAKEN
         self._tries.ended(done)

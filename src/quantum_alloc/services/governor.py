@@ -127,6 +127,7 @@ class Governor:
         if keeper.known.is_unstable:
             self._clock = ClockState(None, _elapsed_us(), 0, _elapsed_us())
         self._position = ""
+        self._consumers: frozenset[str] = frozenset()
         self._errors: deque[float] = deque()
         self._errors_seen = 0.0
         self.done = Done()
@@ -228,7 +229,7 @@ class Governor:
         items = [self._item(e, a, seen) for e, a in zip(seen.entries, made.answers, strict=True)]
         going = [item for item in items if item is not None]
         if not going:
-            self.intake.settle([None] * len(items))
+            self.intake.settle([_undecided(a) for a in made.answers])
             return
         try:
             result = self._commit(going, seen)
@@ -243,7 +244,9 @@ class Governor:
                 self.keeper.doubt()
             return
         told = iter(result.statuses)
-        statuses = [None if item is None else next(told) for item in items]
+        statuses = [
+            _undecided(answer) if item is None else next(told) for item, answer in zip(items, made.answers, strict=True)
+        ]
         settled = set(self.intake.settle(statuses))
         self._position = max((self._position, *settled), key=_order)
         for entry, answer, status in zip(seen.entries, made.answers, statuses, strict=True):
@@ -343,6 +346,12 @@ class Governor:
             m.add("quantum_govern_disarm_total", "error_count")
         self._errors.clear()
 
+    def look_around(self) -> None:
+        """Note which other governors there are, when that has been looked up anew."""
+        if self.intake.consumers is not self._consumers:
+            self._consumers = self.intake.consumers
+            self.keeper.see_others(self._consumers)
+
     @property
     def has_more(self) -> bool:
         """True while there are plans to decide."""
@@ -366,6 +375,11 @@ class Governor:
     def clock(self) -> ClockState:
         """What is remembered of the clocks."""
         return self._clock
+
+
+def _undecided(answer: Decision | plans.BadId | plans.NotGoverned | None) -> Status:
+    """A step that failed counts against its plan, one that had to wait for it does not."""
+    return Status.FAILED if isinstance(answer, Undecided) and answer.failed else Status.WAITS
 
 
 def _order(entry_id: str) -> tuple[int, int]:
@@ -392,7 +406,7 @@ def build(metrics: Metrics, governor: Governor, params: GovernorParams) -> Cycle
         return None, governor.decide(seen, attempt)
 
     def tell(seen: Seen, _made: Made, _took: float) -> Told:
-        governor.keeper.see_others(governor.intake.consumers)
+        governor.look_around()
         return tally.tell(seen.basis, governor)
 
     return Cycle(
