@@ -156,8 +156,10 @@ class Journal:
             self._file = None
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._file is None:
+        if self.path is None:
             return
+        if self._file is None:
+            raise StoreError("journal", f"{self.path} is closed: the governor is ending")
         try:
             if self._lines >= LINES_MAX:
                 self._compact(self.read())

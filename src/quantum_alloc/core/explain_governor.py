@@ -7,6 +7,7 @@ Source: the project's rules, section 8.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -39,7 +40,8 @@ def governor_knobs(record: Fields) -> tuple[Knob, ...]:
             knobs.append(Knob(name, unit, value, low, high, {"the plan gets": lambda x: _verdict(of(x), p)}))
 
     plan = i.plan
-    knob("quantity", "", plan.qty, SMALLEST, USD_MAX, lambda x: replace(i, plan=replace(plan, qty=x)))
+    low, high = _quantities(i)
+    knob("quantity", "", plan.qty, low, high, lambda x: replace(i, plan=replace(plan, qty=x)))
     knob("price", "USD", plan.price_usd, SMALLEST, USD_MAX, lambda x: replace(i, plan=replace(plan, price_usd=x)))
     knob("kill score", "", plan.kill_score, 0.0, USD_MAX, lambda x: replace(i, plan=replace(plan, kill_score=x)))
     if isinstance(i.position, Fresh):
@@ -63,6 +65,15 @@ def governor_knobs(record: Fields) -> tuple[Knob, ...]:
         use = i.usage
         knob("closed today", "USD", use.day_usd, 0.0, USD_MAX, lambda x: replace(i, usage=replace(use, day_usd=x)))
     return (*knobs, *age_knob("target", i.target, 300, "looked at", "not looked at"))
+
+
+def _quantities(i: Inputs) -> tuple[float, float]:
+    """Between which quantities the plan stays what it is: an open, or an order that only reduces."""
+    plan, held = i.plan, abs(i.position.value.qty) if isinstance(i.position, Fresh) else 0.0
+    against = isinstance(i.position, Fresh) and plan.side is not None and i.position.value.qty * plan.side.sign < 0.0
+    if plan.closes or not against or plan.qty is None:
+        return SMALLEST, USD_MAX
+    return (SMALLEST, held) if plan.qty <= held else (math.nextafter(held, math.inf), USD_MAX)
 
 
 def _limit_knob(knob: Callable[..., None], name: str, i: Inputs) -> None:

@@ -397,6 +397,7 @@ def run_once(names: Sequence[str], settings: Settings, clock: Clock) -> str:
             ended = loop.once()
         if not ended:
             trouble = trouble or f"{loop.cycle.name}: {loop.last_error}"
+        loop.cycle.close()
         store.close()
     return trouble
 
@@ -440,7 +441,8 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
         for server in servers:
             server.shutdown()
             server.server_close()
-        for _, _, store in built:
+        for loop, _, store in built:
+            loop.cycle.close()
             store.close()
     log.info("ended")
 

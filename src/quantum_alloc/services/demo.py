@@ -242,6 +242,8 @@ def drive(
     try:
         progress = _walk(plan, market, clock, source, tap, loops, stop, show)
     finally:
+        for loop in loops.values():
+            loop.cycle.close()
         tap.close()
     allocation, fed = loops["allocation"], loops["feed"].metrics
     return Outcome(

@@ -421,4 +421,5 @@ def build(metrics: Metrics, governor: Governor, params: GovernorParams) -> Cycle
         tell=tell,
         wait_s=governor.wait_s,
         more=lambda: governor.has_more,
+        close=governor.keeper.journal.close,
     )

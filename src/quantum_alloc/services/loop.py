@@ -63,6 +63,7 @@ class Cycle(Generic[S, Seen, Made]):
         wait_s: seconds until it is due again, for a service without a fixed cadence.
         write: what is written otherwise than by ``effects``, which then come to nothing more.
         more: whether there is more to do at once, for a service that drains a stream.
+        close: lets go of what it holds beside its connection.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Cycle(Generic[S, Seen, Made]):
     wait_s: Callable[[float], float] | None = None
     write: Callable[[Seen, Made], None] | None = None
     more: Callable[[], bool] | None = None
+    close: Callable[[], None] = lambda: None
 
 
 class Loop(Generic[S, Seen, Made]):
