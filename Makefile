@@ -41,8 +41,9 @@ test: check ## all checks and tests: 100 examples a law (500 with CI=true)
 test-long: check ## the laws with a hundred times the examples
 	@QA_TEST_PROFILE=long $(BIN)/pytest -n 2 --dist worksteal --timeout 36000 $(PYTEST)
 
-bench: $(STAMP) ## cycles of the services against the server's own time
+bench: $(STAMP) ## cycles of the services, and the governor's plans, against the server's own time
 	@$(BIN)/python benchmarks/cycles.py
+	@$(BIN)/python benchmarks/governor.py
 
 docs: $(STAMP) ## write the generated reference pages anew
 	@$(BIN)/quantum-alloc config docs settings > docs/reference/settings.md

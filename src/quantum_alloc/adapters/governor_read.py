@@ -11,8 +11,9 @@ is known from the snapshot before; where one is new the whole is read again. Wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters import wire
@@ -26,6 +27,7 @@ from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Plan
 
 HEAD = 5
+KNOWN_MAX = 1000
 VIOLATIONS_MARGIN_MS = (gw.VIOLATION_YOUNG_S + 10) * 1000
 
 
@@ -57,6 +59,7 @@ class Reader:
         self._store, self._params, self._keys, self._shadow = store, params, keys, shadow
         self._in_book: tuple[str, ...] = ()
         self._seen_ms: int | None = None
+        self._known: dict[str, tuple[int, list[Reply], SymbolSnapshot]] = {}
 
     def fetch(
         self, kill: Sequence[Command], plans: Sequence[Plan], simulated_us: int | None
@@ -80,6 +83,22 @@ class Reader:
                 return replies[:HEAD], replies[HEAD:], self._store.connections
             self._in_book = tuple(sorted({*self._in_book, *new}))
         raise StoreError("conflict", "the book changes faster than it can be read")
+
+    def _decoded(self, answered: Sequence[Reply], now: float) -> SymbolSnapshot:
+        """A symbol's answers as values, its violations apart."""
+        p = self._params
+        position, ledger, market, target, budget, efficiency = answered[:6]
+        given, lane = wire.in_lanes(efficiency, answered[6] if self._shadow is not None else None)
+        known, eff_lane = wire.out_of(wire.decode(wire.EFFICIENCY, given, now, p.eff_stale_s), lane)
+        return SymbolSnapshot(
+            gw.ledger(ledger),
+            wire.decode(gw.POSITION, position, now, p.position_max_age_s),
+            wire.decode(gw.MARKET, market, now, gw.MARKET_STALE_S),
+            wire.decode(gw.TARGET, target, now, gw.TARGET_STALE_S),
+            wire.decode(gw.BUDGET, budget, now, gw.BUDGET_STALE_S),
+            efficiency=known,
+            eff_lane=eff_lane,
+        )
 
     def _names(self, plans: Sequence[Plan]) -> tuple[list[str], list[str]]:
         """Symbols of the plans, and those of the book beside them."""
@@ -146,22 +165,20 @@ class Reader:
         violations = gw.violations(replies[2], now, own)
         symbols: dict[str, SymbolSnapshot] = {}
         at, width = 3, 6 if self._shadow is None else 7
+        second = math.floor(now)
         for symbol in own:
-            position, ledger, market, target, budget, efficiency = replies[at : at + 6]
-            aside = replies[at + 6] if self._shadow is not None else None
-            given, lane = wire.in_lanes(efficiency, aside)
-            known, eff_lane = wire.out_of(wire.decode(wire.EFFICIENCY, given, now, p.eff_stale_s), lane)
-            symbols[symbol] = SymbolSnapshot(
-                gw.ledger(ledger),
-                wire.decode(gw.POSITION, position, now, p.position_max_age_s),
-                wire.decode(gw.MARKET, market, now, gw.MARKET_STALE_S),
-                wire.decode(gw.TARGET, target, now, gw.TARGET_STALE_S),
-                wire.decode(gw.BUDGET, budget, now, gw.BUDGET_STALE_S),
-                violations[symbol],
-                known,
-                eff_lane,
-            )
+            answered = list(replies[at : at + width])
             at += width
+            before = self._known.get(symbol)
+            if before is not None and before[0] == second and before[1] == answered:
+                s = before[2]  # age counts in whole seconds: the same bytes in the same second are the same readings
+            else:
+                s = self._decoded(answered, now)
+                if len(self._known) >= KNOWN_MAX:
+                    self._known.clear()
+                self._known[symbol] = (second, answered, s)
+            told = violations[symbol]
+            symbols[symbol] = s if told is gw.NO_VIOLATION else replace(s, violation_usd=told)
         for symbol in others:
             symbols[symbol] = SymbolSnapshot(position=wire.decode(gw.POSITION, replies[at], now, p.position_max_age_s))
             at += 1

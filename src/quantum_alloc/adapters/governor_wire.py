@@ -35,6 +35,7 @@ BUDGET_STALE_S, MARKET_STALE_S, PORTFOLIO_STALE_S = 60, 60, 60
 TARGET_STALE_S = 300
 STATE_LIMIT = 20_000
 """Fields of a ledger or a book; more cannot come of any limits that settings allow."""
+NO_VIOLATION: Reading[float] = missing()
 
 
 def _price(f: Fields, name: str) -> float | None:
@@ -250,7 +251,7 @@ def violations(reply: Reply, now: float, symbols: Sequence[str]) -> Mapping[str,
         best = found.get(symbol)
         if best is None or _greater(reading, best):
             found[symbol] = reading
-    return {s: found.get(s, missing()) for s in symbols}
+    return {s: found.get(s, NO_VIOLATION) for s in symbols}
 
 
 def _greater(one: Reading[float], other: Reading[float]) -> bool:

@@ -20,6 +20,7 @@ from quantum_alloc.core.plan import Movement, Plan
 from quantum_alloc.core.reading import shown
 from quantum_alloc.core.record_governor import governor_fields
 
+_WOULD_BLOCK = Outcome.WOULD_BLOCK
 FAILED = "decision_failed"
 """Why a plan that could not be decided is blocked."""
 
@@ -51,9 +52,11 @@ def _tombstone(answer: Answer, plan: Plan, now_us: int) -> str:
 
 
 def _would_block(made: Permit | Block, now: float) -> list[dict[str, str]]:
-    out = []
+    out: list[dict[str, str]] = []
+    if _WOULD_BLOCK not in [check.outcome for check in made.checks]:
+        return out
     for gate, check in zip(GATES, made.checks, strict=True):
-        if check.outcome is Outcome.WOULD_BLOCK:
+        if check.outcome is _WOULD_BLOCK:
             more = {
                 "gate": gate.gate,
                 "observed": number(check.observed),

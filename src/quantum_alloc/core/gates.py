@@ -144,9 +144,12 @@ class Checked(NamedTuple):
     retry_us: int | None = None
 
 
-PASS = Checked(Outcome.PASS)
-NOT_APPLICABLE = Checked(Outcome.NOT_APPLICABLE)
-UNREADABLE = Checked(Outcome.BLOCK, "state_unreadable")
+_PASS, _BLOCK, _FAIL_OPEN, _NOT_APPLICABLE = Outcome.PASS, Outcome.BLOCK, Outcome.FAIL_OPEN, Outcome.NOT_APPLICABLE
+_OFF, _REDUCE_ONLY, _HALT = Kill.OFF, Kill.REDUCE_ONLY, Kill.HALT
+_OPEN, _CLOSE = Movement.OPEN, Movement.CLOSE
+PASS = Checked(_PASS)
+NOT_APPLICABLE = Checked(_NOT_APPLICABLE)
+UNREADABLE = Checked(_BLOCK, "state_unreadable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +200,7 @@ def facts(inputs: Inputs, params: GovernorParams) -> Facts:
     if plan.price_usd is not None and (price is None or plan.price_usd > price):
         price = plan.price_usd
     mark = plan.price_usd if mark is None else mark
-    used = mark if order.movement is Movement.CLOSE else price
+    used = mark if order.movement is _CLOSE else price
     notional = None if used is None else order.qty * used
     score = params.kill_score_absent if plan.kill_score is None else plan.kill_score
     exposure = None
@@ -210,16 +213,16 @@ def facts(inputs: Inputs, params: GovernorParams) -> Facts:
 def _within(observed: float, limit: float, reason: str, retry_us: int | None = None) -> Checked:
     """Pass up to the limit, the limit included."""
     if observed > limit:
-        return Checked(Outcome.BLOCK, reason, observed, limit, limit - observed, retry_us)
-    return Checked(Outcome.PASS, "", observed, limit, limit - observed)
+        return Checked(_BLOCK, reason, observed, limit, limit - observed, retry_us)
+    return Checked(_PASS, "", observed, limit, limit - observed)
 
 
 def kill_switch(f: Facts, _: GovernorParams) -> Checked:
     """-1: HALT stops everything, REDUCE_ONLY what does not reduce."""
-    if f.inputs.kill is Kill.HALT:
-        return Checked(Outcome.BLOCK, "kill_switch_active")
-    if f.inputs.kill is Kill.REDUCE_ONLY and f.is_open:
-        return Checked(Outcome.BLOCK, "reduce_only")
+    if f.inputs.kill is _HALT:
+        return Checked(_BLOCK, "kill_switch_active")
+    if f.inputs.kill is _REDUCE_ONLY and f.is_open:
+        return Checked(_BLOCK, "reduce_only")
     return PASS
 
 
@@ -228,18 +231,18 @@ def plan_itself(f: Facts, p: GovernorParams) -> Checked:
     ts_us = round(f.inputs.plan.ts * US)
     age_s = (f.inputs.now_us - ts_us) / US
     if age_s < -FUTURE_TOLERANCE_S:
-        return Checked(Outcome.BLOCK, "bad_plan", age_s, -float(FUTURE_TOLERANCE_S), age_s + FUTURE_TOLERANCE_S)
+        return Checked(_BLOCK, "bad_plan", age_s, -float(FUTURE_TOLERANCE_S), age_s + FUTURE_TOLERANCE_S)
     aged = _within(age_s, float(p.plan_max_age_s), "plan_expired")
-    if aged.outcome is Outcome.BLOCK or not f.order.trouble:
+    if aged.outcome is _BLOCK or not f.order.trouble:
         return aged
-    return aged._replace(outcome=Outcome.BLOCK, reason=f.order.trouble)
+    return aged._replace(outcome=_BLOCK, reason=f.order.trouble)
 
 
 def hold(f: Facts, _: GovernorParams) -> Checked:
     """What the store may have forgotten, or a clock that cannot be trusted, stops opens."""
     if not f.inputs.hold:
         return PASS
-    return Checked(Outcome.BLOCK, f.inputs.hold, retry_us=f.inputs.hold_until_us)
+    return Checked(_BLOCK, f.inputs.hold, retry_us=f.inputs.hold_until_us)
 
 
 def _limit_of(reading: Reading[Limit]) -> tuple[float | None, str]:
@@ -261,13 +264,13 @@ def budget(f: Facts, _: GovernorParams) -> Checked:
     """0: the exposure after the plan, or a young violation, above both budget and enforced target."""
     usd, why = _limit_of(f.inputs.budget)
     if usd is None:
-        return Checked(Outcome.FAIL_OPEN, why)
+        return Checked(_FAIL_OPEN, why)
     target, _why = _limit_of(f.inputs.target)
     limit = usd if target is None or target <= usd else target
     told = f.inputs.violation_usd
     seen = told.value if isinstance(told, Fresh) else None
     if f.exposure_usd is None:
-        return Checked(Outcome.FAIL_OPEN, _unknown_exposure(f), None, limit)
+        return Checked(_FAIL_OPEN, _unknown_exposure(f), None, limit)
     observed = f.exposure_usd if seen is None or seen <= f.exposure_usd else seen
     return _within(observed, limit, "p28_budget_violation")
 
@@ -276,9 +279,9 @@ def allocation_target(f: Facts, _: GovernorParams) -> Checked:
     """0.5: the exposure after the plan above a fresh enforced target."""
     usd, why = _limit_of(f.inputs.target)
     if usd is None:
-        return Checked(Outcome.FAIL_OPEN, why)
+        return Checked(_FAIL_OPEN, why)
     if f.exposure_usd is None:
-        return Checked(Outcome.FAIL_OPEN, _unknown_exposure(f), None, usd)
+        return Checked(_FAIL_OPEN, _unknown_exposure(f), None, usd)
     return _within(f.exposure_usd, usd, "p29_allocation_cap")
 
 
@@ -289,7 +292,7 @@ def kill_score(f: Facts, p: GovernorParams) -> Checked:
         return NOT_APPLICABLE
     margin = p.kill_score_critical - score
     blocks = score >= p.kill_score_critical
-    outcome, reason = (Outcome.BLOCK, "kill_score_critical_non_close") if blocks else (Outcome.PASS, "")
+    outcome, reason = (_BLOCK, "kill_score_critical_non_close") if blocks else (_PASS, "")
     return Checked(outcome, reason, score, p.kill_score_critical, margin)
 
 
@@ -297,14 +300,14 @@ def _rate(f: Facts, window_s: int, opens: int, closes: int, reason: str) -> Chec
     """Permits in the window; one more must not be above the limit."""
     if f.inputs.usage is None:
         return UNREADABLE
-    limit = opens if f.order.movement is Movement.OPEN else closes
+    limit = opens if f.order.movement is _OPEN else closes
     since = f.inputs.now_us - window_s * US
     times = [at for at in f.inputs.usage.of(f.order.movement) if at > since]
     used, margin = float(len(times)), float(limit - len(times))
     if used < limit:
-        return Checked(Outcome.PASS, "", used, float(limit), margin)
+        return Checked(_PASS, "", used, float(limit), margin)
     retry = times[-limit] + window_s * US if limit > 0 else None
-    return Checked(Outcome.BLOCK, reason, used, float(limit), margin, retry)
+    return Checked(_BLOCK, reason, used, float(limit), margin, retry)
 
 
 def hourly(f: Facts, p: GovernorParams) -> Checked:
@@ -326,8 +329,8 @@ def cooldown(f: Facts, p: GovernorParams) -> Checked:
     elapsed, limit = (f.inputs.now_us - f.inputs.usage.last_us) / US, float(p.symbol_cooldown_s)
     if f.inputs.now_us - f.inputs.usage.last_us < p.symbol_cooldown_s * US:
         retry = f.inputs.usage.last_us + p.symbol_cooldown_s * US
-        return Checked(Outcome.BLOCK, "symbol_cooldown", elapsed, limit, elapsed - limit, retry)
-    return Checked(Outcome.PASS, "", elapsed, limit, elapsed - limit)
+        return Checked(_BLOCK, "symbol_cooldown", elapsed, limit, elapsed - limit, retry)
+    return Checked(_PASS, "", elapsed, limit, elapsed - limit)
 
 
 def positions(f: Facts, p: GovernorParams) -> Checked:
@@ -339,7 +342,7 @@ def positions(f: Facts, p: GovernorParams) -> Checked:
         return NOT_APPLICABLE  # what is unknown is told by "known"
     after = totals.value.count + book.slots + (not book.has_slot)
     if book.has_slot:
-        return Checked(Outcome.PASS, "", float(after), float(p.max_open_positions), None)
+        return Checked(_PASS, "", float(after), float(p.max_open_positions), None)
     return _within(float(after), float(p.max_open_positions), "max_positions_reached")
 
 
@@ -364,8 +367,8 @@ def total(f: Facts, p: GovernorParams) -> Checked:
 def known(f: Facts, _: GovernorParams) -> Checked:
     """4: without position, portfolio and price the caps cannot be decided, and nothing is permitted."""
     if f.position_qty is None or isinstance(f.inputs.totals, Unusable):
-        return Checked(Outcome.BLOCK, "position_unknown")
-    return PASS if f.notional_usd is not None else Checked(Outcome.BLOCK, "price_unknown")
+        return Checked(_BLOCK, "position_unknown")
+    return PASS if f.notional_usd is not None else Checked(_BLOCK, "price_unknown")
 
 
 def daily(f: Facts, p: GovernorParams) -> Checked:
@@ -373,13 +376,13 @@ def daily(f: Facts, p: GovernorParams) -> Checked:
     use = f.inputs.usage
     if use is None:
         return UNREADABLE
-    emergency = f.inputs.kill is not Kill.OFF or (f.kill_score is not None and f.kill_score >= p.kill_score_critical)
+    emergency = f.inputs.kill is not _OFF or (f.kill_score is not None and f.kill_score >= p.kill_score_critical)
     if f.notional_usd is not None:
         after, limit = use.day_usd + f.notional_usd, p.max_reduce_notional_per_day_usd
     else:
         after, limit = use.day_qty + f.order.qty, p.max_reduce_qty_per_day
     if f.inputs.plan.action == FULL_CLOSE or emergency:
-        return Checked(Outcome.PASS, "", after, limit, None)
+        return Checked(_PASS, "", after, limit, None)
     midnight = (f.inputs.now_us // (DAY_S * US) + 1) * DAY_S * US
     alone = f.notional_usd if f.notional_usd is not None else f.order.qty
     return _within(after, limit, "daily_limit_exceeded", midnight if alone <= limit else None)

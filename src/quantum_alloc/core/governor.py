@@ -32,15 +32,15 @@ from quantum_alloc.core.gates import (
     Totals,
     facts,
 )
-from quantum_alloc.core.governor_params import DEFAULTS, GATES, Gate, GovernorParams, Scope
+from quantum_alloc.core.governor_params import DEFAULTS, GATES, GovernorParams, Scope
 from quantum_alloc.core.isolate import Attempt, plainly
 from quantum_alloc.core.limits import (
     US,
+    Booked,
     Issued,
     Ledger,
     Outstanding,
     Usage,
-    book_use,
     is_released,
     usage,
 )
@@ -255,10 +255,11 @@ class Undecided(Explained):
 Decision: TypeAlias = Permit | Block | Replay | Conflict | Undecided
 
 
-def _applies(gate: Gate, f: Facts) -> bool:
-    if f.order.trouble:
-        return False
-    return gate.scope is Scope.ALL or (gate.scope is Scope.OPENS) == f.is_open
+_BLOCK = Outcome.BLOCK
+_TROUBLED, _OPENING, _CLOSING = (
+    tuple((gate, check if i < 2 or gate.scope in scopes else None) for i, (gate, check) in enumerate(ROWS))
+    for scopes in ((), (Scope.ALL, Scope.OPENS), (Scope.ALL, Scope.CLOSES))
+)
 
 
 def check_all(inputs: Inputs, params: GovernorParams) -> tuple[tuple[Checked, ...], Facts | None]:
@@ -276,12 +277,12 @@ def check_all(inputs: Inputs, params: GovernorParams) -> tuple[tuple[Checked, ..
         return (kill, bad, *[NOT_APPLICABLE] * (len(GATES) - 2)), None
     f = facts(inputs, params)
     checks = []
-    for i, (gate, check) in enumerate(ROWS):
-        if i > 1 and not _applies(gate, f):
+    for gate, check in _TROUBLED if f.order.trouble else _CLOSING if f.order.reduces else _OPENING:
+        if check is None:
             checks.append(NOT_APPLICABLE)
             continue
         made = check(f, params)
-        if made.outcome is Outcome.BLOCK and not params.enforces(gate):
+        if made.outcome is _BLOCK and not params.enforces(gate):
             made = made._replace(outcome=Outcome.WOULD_BLOCK)
         checks.append(made)
     return tuple(checks), f
@@ -305,7 +306,7 @@ def evaluate(inputs: Inputs, params: GovernorParams | None = None) -> Permit | B
     """
     p = params or DEFAULTS
     checks, f = check_all(inputs, p)
-    blocking = [(gate, check) for gate, check in zip(GATES, checks, strict=True) if check.outcome is Outcome.BLOCK]
+    blocking = [(gate, check) for gate, check in zip(GATES, checks, strict=True) if check.outcome is _BLOCK]
     if blocking or f is None:
         gate, first = blocking[0]
         retries = [check.retry_us for _, check in blocking]
@@ -373,9 +374,8 @@ class _Fold:
     snapshot: Snapshot
     params: GovernorParams
     kill: Kill
-    book: list[Outstanding] | None
+    booked: Booked | None
     answers: dict[str, Answer]
-    held: dict[str, bool]
     usage: dict[str, Usage | None] = field(default_factory=dict)
     issued: dict[str, list[Issued]] = field(default_factory=dict)
     waiting: set[str] = field(default_factory=set)
@@ -400,7 +400,7 @@ class _Fold:
             of.violation_usd,
             self.usage[plan.symbol],
             s.totals,
-            None if self.book is None else book_use(self.book, plan.symbol, self.held),
+            None if self.booked is None else self.booked.use(plan.symbol),
             of.efficiency,
             of.eff_lane,
         )
@@ -428,9 +428,9 @@ class _Fold:
         symbol, now_us = made.plan.symbol, self.snapshot.now_us
         self.issued[symbol].append(made.issued)
         self.usage[symbol] = usage(self.issued[symbol], now_us)
-        if made.movement is Movement.OPEN and self.book is not None:
+        if made.movement is Movement.OPEN and self.booked is not None:
             until = now_us + self.params.permit_ttl_s * US
-            self.book.append(Outstanding(made.plan.plan_id, symbol, made.computed_notional_usd, now_us, until))
+            self.booked.add(Outstanding(made.plan.plan_id, symbol, made.computed_notional_usd, now_us, until))
 
 
 def decide_batch(
@@ -450,11 +450,13 @@ def decide_batch(
     """
     p = params or DEFAULTS
     held = {s: isinstance(of.position, Fresh) and of.position.value.qty != 0.0 for s, of in snapshot.symbols.items()}
-    book = None if snapshot.book is None else [one for one in snapshot.book if _counts(one, snapshot)]
-    fold = _Fold(snapshot, p, snapshot.kill, book, dict(snapshot.answers), held)
+    book = None
+    if snapshot.book is not None:
+        book = Booked((one for one in snapshot.book if _counts(one, snapshot)), held)
+    fold = _Fold(snapshot, p, snapshot.kill, book, dict(snapshot.answers))
     decisions: list[Decision] = []
     for plan in plans:
-        if fold.waiting & {f"symbol {plan.symbol}", f"id {plan.plan_id}"}:
+        if fold.waiting and fold.waiting & {f"symbol {plan.symbol}", f"id {plan.plan_id}"}:
             decisions.append(Undecided(plan, failed=False))
             continue
         made = attempt(plan.symbol, partial(fold.step, plan))

@@ -215,24 +215,37 @@ class BookUse:
     has_slot: bool = False
 
 
-def book_use(book: Iterable[Outstanding], symbol: str, held: Mapping[str, bool]) -> BookUse:
-    """What the outstanding opens come to.
+class Booked:
+    """The outstanding opens of a fold, summed up as they come.
 
     One that was consumed and is not released takes a slot although its symbol has a position: the portfolio may not
     have counted that position yet.
-
-    Args:
-        book: those that count.
-        symbol: of the plan.
-        held: whether each symbol has a position; one that is unknown counts as none.
     """
-    entries = tuple(book)
-    if not entries:
-        return BookUse(has_slot=held.get(symbol, False))
-    waiting = {one.symbol for one in entries if one.consumed_us is not None or not held.get(one.symbol, False)}
-    return BookUse(
-        exact_sum(one.usd for one in entries),
-        len(waiting),
-        exact_sum(one.usd for one in entries if one.symbol == symbol),
-        symbol in waiting or held.get(symbol, False),
-    )
+
+    __slots__ = ("_held", "_of", "_usd", "_waiting")
+
+    def __init__(self, book: Iterable[Outstanding], held: Mapping[str, bool]) -> None:
+        """Take those that count.
+
+        Args:
+            book: those that count.
+            held: whether each symbol has a position; one that is unknown counts as none.
+        """
+        self._held = held
+        self._usd: list[float] = []
+        self._waiting: set[str] = set()
+        self._of: dict[str, list[float]] = {}
+        for one in book:
+            self.add(one)
+
+    def add(self, one: Outstanding) -> None:
+        """One more."""
+        self._usd.append(one.usd)
+        self._of.setdefault(one.symbol, []).append(one.usd)
+        if one.consumed_us is not None or not self._held.get(one.symbol, False):
+            self._waiting.add(one.symbol)
+
+    def use(self, symbol: str) -> BookUse:
+        """What they come to, for a plan of a symbol."""
+        has_slot = symbol in self._waiting or self._held.get(symbol, False)
+        return BookUse(exact_sum(self._usd), len(self._waiting), exact_sum(self._of.get(symbol, ())), has_slot)

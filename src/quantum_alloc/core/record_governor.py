@@ -25,6 +25,7 @@ from quantum_alloc.core.proposal import Efficiency
 from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable, age_s, shown
 
 T = TypeVar("T")
+NAMES = tuple(gate.gate for gate in GATES)
 
 
 @lru_cache(maxsize=8)
@@ -95,13 +96,23 @@ def gates_json(checks: tuple[Checked, ...]) -> str:
     Args:
         checks: in the order of the verdict.
     """
-    rows: list[list[Any]] = []
-    for gate, c in zip(GATES, checks, strict=True):
-        if c.observed is None and c.limit is None:
-            rows.append([gate.gate, c.outcome, c.reason] if c.reason else [gate.gate, c.outcome])
-        else:
-            rows.append([gate.gate, c.outcome, c.reason, c.observed, c.limit, c.margin])
-    return compact(rows)
+    return f"[{','.join(map(_row, NAMES, checks))}]"
+
+
+def _row(gate: str, c: Checked) -> str:
+    if c.observed is None and c.limit is None:
+        return _bare(gate, c.outcome, c.reason)
+    return f"{_opened(gate, c.outcome, c.reason)},{compact((c.observed, c.limit, c.margin))[1:]}"
+
+
+@lru_cache(maxsize=512)
+def _bare(gate: str, outcome: str, reason: str) -> str:
+    return compact([gate, outcome, reason] if reason else [gate, outcome])
+
+
+@lru_cache(maxsize=512)
+def _opened(gate: str, outcome: str, reason: str) -> str:
+    return compact([gate, outcome, reason])[:-1]
 
 
 def governor_fields(made: Permit | Block, params: GovernorParams) -> dict[str, str]:

@@ -20,6 +20,8 @@ from quantum_alloc.services.loop import Told
 
 log = logging.getLogger("quantum_alloc.governor")
 SYMBOLS_MAX = 10_000
+IDS = tuple(gate.gate for gate in GATES)
+CAP = IDS.index("0.5")
 NAMES = {gate.gate: gate.name for gate in GATES}
 
 
@@ -54,6 +56,8 @@ class Tally:
         self._permits_us: dict[str, list[int]] = {}
         self._factors: dict[str, float] = {}
         self._state = ""
+        self._counted_us = 0
+        self._said: Counter[tuple[str, tuple[Outcome, str]]] = Counter()
 
     def tell(self, basis: Basis, g: Governed) -> Told:
         """Metrics of a cycle, and its line; an idle cycle has none.
@@ -65,6 +69,9 @@ class Tally:
         found: Counter[str] = Counter()
         for answer in g.settled:
             found[self._answer(answer)] += 1
+        for (gate, (outcome, reason)), n in self._said.items():
+            self._m.add("quantum_alloc_gate_outcomes_total", gate, outcome.value, reason, amount=n)
+        self._said.clear()
         for result, n in found.items():
             self._m.add("quantum_alloc_plans_total", result, amount=n)
         self._gauges(basis, g)
@@ -89,12 +96,12 @@ class Tally:
 
     def _verdict(self, made: Permit | Block) -> None:
         m, symbol = self._m, OTHER if made.plan.flaw else made.plan.symbol
-        for gate, check in zip(GATES, made.checks, strict=True):
-            m.add("quantum_alloc_gate_outcomes_total", gate.gate, check.outcome.value, check.reason)
-            if gate.gate == "0.5" and check.outcome is not Outcome.NOT_APPLICABLE:
-                m.add("gov_p29_checked_total", symbol)
-                if check.reason in ("missing", "stale"):
-                    m.add(f"gov_p29_{check.reason}_total", symbol)
+        self._said.update(zip(IDS, [c[:2] for c in made.checks], strict=True))
+        check = made.checks[CAP]
+        if check.outcome is not Outcome.NOT_APPLICABLE:
+            m.add("gov_p29_checked_total", symbol)
+            if check.reason in ("missing", "stale"):
+                m.add(f"gov_p29_{check.reason}_total", symbol)
         if isinstance(made, Permit):
             m.add("quantum_govern_allow_total", symbol)
             m.add("p32_eff_apply_total", made.hint.action.value, made.hint.reason.value)
@@ -112,22 +119,15 @@ class Tally:
             log.debug("plan %s of %s is blocked by %s: %s", made.plan.plan_id, made.plan.symbol, where, made.reason)
 
     def _gauges(self, basis: Basis, g: Governed) -> None:
-        m, now_us = self._m, basis.snapshot.now_us
-        for name, window_s in (("hour", HOUR_S), ("5min", BURST_S)):
-            since = now_us - window_s * US
-            counts = {s: float(sum(at > since for at in times)) for s, times in self._permits_us.items()}
-            m.replace(f"quantum_govern_exec_count_{name}", counts)
-        for symbol, times in self._permits_us.items():
-            self._permits_us[symbol] = [at for at in times if at > now_us - HOUR_S * US]
-        m.replace("p32_eff_factor", self._factors)
-        for state in Kill:
-            m.set("quantum_alloc_kill_state", float(basis.snapshot.kill is state), state.value)
-        m.set("quantum_alloc_kill_latched", float(g.keeper.latch.latch is not None or basis.latch != "-"))
-        for reason in ("recovery_hold", "clock_unstable"):
-            m.set("quantum_alloc_hold", float(basis.snapshot.hold == reason), reason)
-        m.set("quantum_alloc_clock_skew_seconds", g.clock.skew_us / US)
+        m, s = self._m, basis.snapshot
         m.set("quantum_alloc_plans_waiting", g.intake.waiting)
         m.add("quantum_alloc_plans_moved_total", amount=g.moved)
+        for state in Kill:
+            m.set("quantum_alloc_kill_state", float(s.kill is state), state.value)
+        m.set("quantum_alloc_kill_latched", float(g.keeper.latch.latch is not None or basis.latch != "-"))
+        for reason in ("recovery_hold", "clock_unstable"):
+            m.set("quantum_alloc_hold", float(s.hold == reason), reason)
+        m.set("quantum_alloc_clock_skew_seconds", g.clock.skew_us / US)
         for name, total in (
             ("quantum_alloc_plans_missed_total", g.intake.missed),
             ("quantum_alloc_plan_groups_made_total", g.intake.groups_made),
@@ -135,6 +135,20 @@ class Tally:
             ("quantum_alloc_permits_restored_total", g.keeper.restored),
         ):
             m.add(name, amount=total - m.value(name))
+        if any(isinstance(a, Permit) for a in g.settled) or abs(s.now_us - self._counted_us) >= US:
+            self._counted_us = s.now_us
+            self._windows(s.now_us)
+
+    def _windows(self, now_us: int) -> None:
+        """What each symbol has used of its windows; once a second is enough."""
+        m = self._m
+        for symbol, times in self._permits_us.items():
+            self._permits_us[symbol] = [at for at in times if at > now_us - HOUR_S * US]
+        for name, window_s in (("hour", HOUR_S), ("5min", BURST_S)):
+            since = now_us - window_s * US
+            counts = {symbol: float(sum(at > since for at in times)) for symbol, times in self._permits_us.items()}
+            m.replace(f"quantum_govern_exec_count_{name}", counts)
+        m.replace("p32_eff_factor", self._factors)
 
     def _say(self, basis: Basis) -> None:
         """States are logged when they change."""
