@@ -110,10 +110,15 @@ def is_latched(reply: Reply) -> bool:
 
 
 def _pairs(reply: Reply) -> Mapping[str, bytes] | None:
+    """The fields of a hash of ours: our own names, and plan ids; None where anything else is in it."""
     if not isinstance(reply, list) or len(reply) > 2 * STATE_LIMIT:
         return None
-    pairs = zip(reply[::2], reply[1::2], strict=False)
-    return {n.decode("utf-8", "replace"): v for n, v in pairs if isinstance(n, bytes) and isinstance(v, bytes)}
+    texts = [part for part in reply if isinstance(part, bytes)]
+    if len(texts) != len(reply) or len(texts) % 2:
+        return None
+    names = [name.decode("utf-8", "replace") if name[:1] == b":" else codec.word(name) for name in texts[::2]]
+    known = [name for name in names if name is not None]
+    return dict(zip(known, texts[1::2], strict=True)) if len(known) == len(names) else None
 
 
 def _whole(raw: bytes) -> int:
@@ -215,6 +220,7 @@ def answer(reply: Reply) -> Answer | None:
     try:
         told = json.loads(reply)
         texts = [told[name] for name in ("verdict", "reason", "content", "decision_id")]
+        "".join(texts).encode()  # half a surrogate is valid JSON, and no text that an event could carry
     except (ValueError, KeyError, TypeError, RecursionError):
         return unreadable
     known = all(isinstance(t, str) for t in texts) and texts[0] in ("PERMIT", "BLOCK")
@@ -266,9 +272,10 @@ def _violation(raw: Mapping[str, bytes]) -> tuple[str, float, float] | None:
         return None
     try:
         told = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
-        named = {n: str(told[n]).encode() for n in ("symbol", "position_notional", "timestamp")}
+        stamp = next((n for n in ("timestamp", *wire.TIME_ALIASES) if n in told), "timestamp")
+        named = {n: str(told[n]).encode() for n in ("symbol", "position_notional", stamp)}
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     symbol, usd = codec.symbol(named["symbol"]), codec.number(named["position_notional"], 0.0)
-    ts = codec.unix_seconds(named["timestamp"])
+    ts = codec.unix_seconds(named[stamp])
     return None if symbol is None or usd is None or ts is None else (symbol, usd, ts)

@@ -270,6 +270,8 @@ def budget(f: Facts, _: GovernorParams) -> Checked:
     told = f.inputs.violation_usd
     seen = told.value if isinstance(told, Fresh) else None
     if f.exposure_usd is None:
+        if f.position_qty is not None and seen is not None and seen > limit:
+            return _within(seen, limit, "p28_budget_violation")
         return Checked(_FAIL_OPEN, _unknown_exposure(f), None, limit)
     observed = f.exposure_usd if seen is None or seen <= f.exposure_usd else seen
     return _within(observed, limit, "p28_budget_violation")
@@ -287,9 +289,7 @@ def allocation_target(f: Facts, _: GovernorParams) -> Checked:
 
 def kill_score(f: Facts, p: GovernorParams) -> Checked:
     """1: a kill score at or above the critical one."""
-    score = f.kill_score
-    if score is None:
-        return NOT_APPLICABLE
+    score = f.kill_score or 0.0  # an open without one is a bad plan, and comes no further
     margin = p.kill_score_critical - score
     blocks = score >= p.kill_score_critical
     outcome, reason = (_BLOCK, "kill_score_critical_non_close") if blocks else (_PASS, "")
@@ -376,7 +376,8 @@ def daily(f: Facts, p: GovernorParams) -> Checked:
     use = f.inputs.usage
     if use is None:
         return UNREADABLE
-    emergency = f.inputs.kill is not _OFF or (f.kill_score is not None and f.kill_score >= p.kill_score_critical)
+    score = f.inputs.plan.kill_score  # its own: what stands for none is for opens
+    emergency = f.inputs.kill is not _OFF or (score is not None and score >= p.kill_score_critical)
     if f.notional_usd is not None:
         after, limit = use.day_usd + f.notional_usd, p.max_reduce_notional_per_day_usd
     else:

@@ -155,7 +155,7 @@ def _close(plan: Plan, position_qty: float | None) -> Order:
         return Order(Movement.CLOSE, False, plan.side, 0.0, "nothing_to_close")
     side = Side.SELL if position_qty > 0.0 else Side.BUY
     if plan.side not in (None, side):
-        return Order(Movement.CLOSE, False, plan.side, 0.0, "bad_plan", "side: it would add to the position")
+        return Order(Movement.CLOSE, True, plan.side, 0.0, "bad_plan", "side: it would add to the position")
     held = abs(position_qty)
     own = plan.qty if plan.qty is not None else held
     return Order(Movement.CLOSE, True, side, held * share if share is not None else min(own, held))
