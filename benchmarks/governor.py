@@ -33,13 +33,14 @@ from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Script, Store
-from quantum_alloc.core.gates import Holding, Inputs, Limit, Totals
-from quantum_alloc.core.governor import Permit, Snapshot, SymbolSnapshot, decide_batch, evaluate
+from quantum_alloc.core.governor import decide_batch, evaluate
+from quantum_alloc.core.governor_inputs import Holding, Inputs, Limit, Snapshot, SymbolSnapshot, Totals
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Plan, Side
 from quantum_alloc.core.proposal import Efficiency
 from quantum_alloc.core.reading import Fresh
+from quantum_alloc.core.verdicts import Permit
 from quantum_alloc.services.app import Parts, assemble, paced_source
 from quantum_alloc.services.loop import Loop
 from quantum_alloc.services.options import load

@@ -14,8 +14,8 @@ from itertools import chain
 from quantum_alloc.adapters.effects import Reply
 from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.store import StoreError
-from quantum_alloc.core.gates import Totals
-from quantum_alloc.core.governor import NOTHING_READ, Snapshot, released
+from quantum_alloc.core.governor import released
+from quantum_alloc.core.governor_inputs import NOTHING_READ, Snapshot, Totals
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import DAY_S, HOUR_S, forgotten
 from quantum_alloc.core.reading import Fresh

@@ -20,8 +20,7 @@ from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.keys import Keys, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
-from quantum_alloc.core.gates import Kill
-from quantum_alloc.core.governor import Snapshot, SymbolSnapshot
+from quantum_alloc.core.governor_inputs import Kill, Snapshot, SymbolSnapshot
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Plan

@@ -20,8 +20,7 @@ from typing import Any
 from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.wire import Fields, Schema
-from quantum_alloc.core.gates import Holding, Kill, Limit, Totals
-from quantum_alloc.core.governor import Answer
+from quantum_alloc.core.governor_inputs import Answer, Holding, Kill, Limit, Totals
 from quantum_alloc.core.limits import Issued, Ledger, Outstanding
 from quantum_alloc.core.plan import Movement
 from quantum_alloc.core.reading import Reading, Reason, Unusable, grade, missing

@@ -13,12 +13,13 @@ from quantum_alloc.adapters.permits import SigningKey, block_json, permit_json
 from quantum_alloc.adapters.writes import stamp
 from quantum_alloc.core.fields import compact, number
 from quantum_alloc.core.gates import Outcome, facts
-from quantum_alloc.core.governor import Answer, Block, Conflict, Permit, Replay
+from quantum_alloc.core.governor_inputs import Answer
 from quantum_alloc.core.governor_params import GATES, GovernorParams
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Movement, Plan
 from quantum_alloc.core.reading import shown
 from quantum_alloc.core.record_governor import governor_fields
+from quantum_alloc.core.verdicts import Block, Conflict, Permit, Replay
 
 _WOULD_BLOCK = Outcome.WOULD_BLOCK
 FAILED = "decision_failed"

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantum_alloc.core.fields import compact
-from quantum_alloc.core.governor import Block, Permit
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.proposal import ProposalReason
 from quantum_alloc.core.reading import shown
 from quantum_alloc.core.record_governor import named
+from quantum_alloc.core.verdicts import Block, Permit
 
 _SIGNED = re.compile(rb'(?P<body>\{.*),"sig":"(?P<sig>[0-9a-f]{64}|)"\}', re.DOTALL)
 KEY_LIMIT_BYTES = 4096

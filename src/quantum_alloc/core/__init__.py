@@ -77,20 +77,9 @@ from quantum_alloc.core.factors import (
     regime_factor,
     uncapped_target,
 )
-from quantum_alloc.core.gates import Checked, Holding, Inputs, Kill, Limit, Outcome, Totals
-from quantum_alloc.core.governor import (
-    Answer,
-    Block,
-    Conflict,
-    Permit,
-    Replay,
-    Snapshot,
-    SymbolSnapshot,
-    Undecided,
-    decide,
-    decide_batch,
-    evaluate,
-)
+from quantum_alloc.core.gates import Checked, Outcome
+from quantum_alloc.core.governor import decide, decide_batch, evaluate
+from quantum_alloc.core.governor_inputs import Answer, Holding, Inputs, Kill, Limit, Snapshot, SymbolSnapshot, Totals
 from quantum_alloc.core.governor_params import GATES, ApplyMode, Gate, GovernorParams
 from quantum_alloc.core.limits import BookUse, Issued, Ledger, Outstanding, Usage
 from quantum_alloc.core.market import hourly_sigma
@@ -125,6 +114,7 @@ from quantum_alloc.core.record_flow import attribution_fields, efficiency_fields
 from quantum_alloc.core.record_governor import governor_fields
 from quantum_alloc.core.regime import NoRegime, RegimeDecision, RegimeParams, classify_regime, regime_of
 from quantum_alloc.core.returns import Bars
+from quantum_alloc.core.verdicts import Block, Conflict, Permit, Replay, Undecided
 
 __all__ = [
     "GATES",

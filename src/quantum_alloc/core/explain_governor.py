@@ -14,11 +14,12 @@ from typing import Any
 
 from quantum_alloc.core.fields import Fields
 from quantum_alloc.core.flips import USD_MAX, Knob, age_knob, replaced
-from quantum_alloc.core.gates import Inputs
-from quantum_alloc.core.governor import Permit, evaluate
+from quantum_alloc.core.governor import evaluate
+from quantum_alloc.core.governor_inputs import Inputs
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.reading import Fresh
 from quantum_alloc.core.record_governor import governor_inputs, governor_params
+from quantum_alloc.core.verdicts import Permit
 
 SMALLEST = 1e-12
 

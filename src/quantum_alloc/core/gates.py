@@ -17,101 +17,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
+from quantum_alloc.core.governor_inputs import Inputs, Kill, Limit
 from quantum_alloc.core.governor_params import GATES, GovernorParams
-from quantum_alloc.core.limits import BURST_S, DAY_S, HOUR_S, US, BookUse, Usage
-from quantum_alloc.core.plan import FULL_CLOSE, Movement, Order, Plan, order_of
-from quantum_alloc.core.proposal import Efficiency
-from quantum_alloc.core.reading import FUTURE_TOLERANCE_S, Fresh, Lane, Reading, Reason, Unusable
+from quantum_alloc.core.limits import BURST_S, DAY_S, HOUR_S, US
+from quantum_alloc.core.plan import FULL_CLOSE, Movement, Order, order_of
+from quantum_alloc.core.reading import FUTURE_TOLERANCE_S, Fresh, Reading, Unusable
 
 ENFORCE = "enforce"
-
-
-class Kill(StrEnum):
-    """What the kill switch says, its latch included."""
-
-    OFF = "OFF"
-    REDUCE_ONLY = "REDUCE_ONLY"
-    HALT = "HALT"
-
-
-@dataclass(frozen=True, slots=True)
-class Holding:
-    """A symbol's position, as the governor needs it.
-
-    Attributes:
-        qty: signed quantity; 0 is flat.
-        mark_usd: its mark, above 0; None where it does not tell.
-    """
-
-    qty: float
-    mark_usd: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A budget or a target, as a limit.
-
-    Attributes:
-        usd: USD.
-        mode: of its writer; only ``enforce`` limits anything.
-        confidence: 0..1, None where it does not tell; no gate looks at it.
-    """
-
-    usd: float
-    mode: str
-    confidence: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What all positions come to.
-
-    Attributes:
-        notional_usd: sum of |notional|, USD.
-        count: symbols with a position.
-    """
-
-    notional_usd: float
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Everything that one plan's verdict is made from.
-
-    Attributes:
-        plan: the plan.
-        now_us: the decision's clock, microseconds.
-        kill: what the kill switch says.
-        hold: empty, or why no open is permitted: recovery_hold, clock_unstable.
-        hold_until_us: when the hold ends at the earliest, where that is known.
-        position: missing is unknown; a symbol that is known flat has a quantity of 0.
-        market_usd: price of the market state.
-        target: the allocation target.
-        budget: the base budget.
-        violation_usd: greatest notional that a young violation of the budget tells of.
-        usage: what the limits of the symbol have counted; None where that cannot be read.
-        totals: of all positions.
-        book: what is outstanding; None where that cannot be read.
-        efficiency: for the hint.
-        eff_lane: where it came from.
-    """
-
-    plan: Plan
-    now_us: int
-    kill: Kill = Kill.OFF
-    hold: str = ""
-    hold_until_us: int | None = None
-    position: Reading[Holding] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    market_usd: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    target: Reading[Limit] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    budget: Reading[Limit] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    violation_usd: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    usage: Usage | None = Usage()  # noqa: RUF009 - a frozen value
-    totals: Reading[Totals] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    book: BookUse | None = BookUse()  # noqa: RUF009 - a frozen value
-    efficiency: Reading[Efficiency] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    eff_lane: Lane = Lane.LIVE
 
 
 class Outcome(StrEnum):
@@ -409,5 +321,3 @@ CHECKS: Mapping[str, Callable[[Facts, GovernorParams], Checked]] = {
 
 ROWS = tuple((gate, CHECKS[gate.gate]) for gate in GATES)
 """Policy and mechanism side by side, in the order of the verdict."""
-
-__all__ = ["CHECKS", "ROWS", "Checked", "Facts", "Holding", "Inputs", "Kill", "Limit", "Outcome", "Totals", "facts"]

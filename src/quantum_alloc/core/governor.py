@@ -13,246 +13,29 @@ Source: the project's governor, sections 1 and 2.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeAlias
 
-from quantum_alloc.core.downsize import Hint, downsize
-from quantum_alloc.core.gates import (
-    NOT_APPLICABLE,
-    ROWS,
-    Checked,
-    Facts,
-    Holding,
-    Inputs,
-    Kill,
-    Limit,
-    Outcome,
-    Totals,
-    facts,
-)
+from quantum_alloc.core.downsize import downsize
+from quantum_alloc.core.gates import NOT_APPLICABLE, ROWS, Checked, Facts, Outcome, facts
+from quantum_alloc.core.governor_inputs import NOTHING_READ, Answer, Holding, Inputs, Kill, Snapshot, Totals
 from quantum_alloc.core.governor_params import DEFAULTS, GATES, GovernorParams, Scope
 from quantum_alloc.core.isolate import Attempt, plainly
 from quantum_alloc.core.limits import (
     US,
     Booked,
     Issued,
-    Ledger,
     Outstanding,
     Usage,
     is_released,
     usage,
 )
-from quantum_alloc.core.plan import Movement, Plan, Side
-from quantum_alloc.core.proposal import Efficiency
-from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable
-from quantum_alloc.core.table import Explained
+from quantum_alloc.core.plan import Movement, Plan
+from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable
+from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay, Undecided
 
 BURST = "burst_limit_exceeded"
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The first answer to a plan id, as its tombstone keeps it.
-
-    Attributes:
-        verdict: PERMIT or BLOCK; empty for a tombstone that cannot be read.
-        reason: ok, or why it was blocked.
-        content: of the plan that it was given to.
-        decision_id: of the decision.
-    """
-
-    verdict: str
-    reason: str = ""
-    content: str = ""
-    decision_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class SymbolSnapshot:
-    """What was read for one symbol.
-
-    Attributes:
-        ledger: its permits; None where they cannot be read.
-        position: as read; missing where there is none.
-        market_usd: price of the market state.
-        target: the allocation target.
-        budget: the base budget.
-        violation_usd: greatest notional that a young violation tells of.
-        efficiency: for the hint.
-        eff_lane: where it came from.
-    """
-
-    ledger: Ledger | None = Ledger()  # noqa: RUF009 - a frozen value
-    position: Reading[Holding] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    market_usd: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    target: Reading[Limit] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    budget: Reading[Limit] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    violation_usd: Reading[float] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    efficiency: Reading[Efficiency] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    eff_lane: Lane = Lane.LIVE
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What one round trip read.
-
-    Attributes:
-        now_us: the decision's clock, microseconds: the server's, or the watermark where that is later.
-        kill: the kill switch, its latch included.
-        hold: empty, or why no open is permitted.
-        hold_until_us: when that ends at the earliest, where it is known.
-        totals: of all positions.
-        book: outstanding opens; None where they cannot be read.
-        symbols: by symbol, those of the plans and of the book.
-        answers: by plan id, those that have one.
-        taken: plan ids with a permit that nobody here gave.
-    """
-
-    now_us: int
-    kill: Kill = Kill.OFF
-    hold: str = ""
-    hold_until_us: int | None = None
-    totals: Reading[Totals] = Unusable(Reason.MISSING)  # noqa: RUF009 - a frozen value
-    book: tuple[Outstanding, ...] | None = ()
-    symbols: Mapping[str, SymbolSnapshot] = field(default_factory=dict)
-    answers: Mapping[str, Answer] = field(default_factory=dict)
-    taken: frozenset[str] = frozenset()
-
-
-NOTHING_READ = SymbolSnapshot()
-
-
-@dataclass(frozen=True, slots=True)
-class Permit(Explained):
-    """An order may go out.
-
-    Attributes:
-        inputs: what it was made from.
-        checks: what each gate said, in the order of ``GATES``.
-        movement: which limits count it.
-        side: of the order; None where it is not known.
-        computed_qty: quantity.
-        computed_notional_usd: USD; 0 where no price is known.
-        is_priced: False where no price is known.
-        hint: for the apply layer.
-        decision_id: made of its content.
-    """
-
-    inputs: Inputs
-    checks: tuple[Checked, ...]
-    movement: Movement
-    side: Side | None
-    computed_qty: float
-    computed_notional_usd: float
-    is_priced: bool
-    hint: Hint
-    decision_id: str
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that it answers."""
-        return self.inputs.plan
-
-    @property
-    def answer(self) -> Answer:
-        """What its tombstone keeps."""
-        return Answer("PERMIT", "ok", self.plan.content, self.decision_id)
-
-    @property
-    def issued(self) -> Issued:
-        """What it adds to the ledger, at the decision's clock."""
-        closed = 0.0 if self.is_priced or self.movement is Movement.OPEN else self.computed_qty
-        return Issued(self.inputs.now_us, self.movement, self.computed_notional_usd, closed)
-
-
-@dataclass(frozen=True, slots=True)
-class Block(Explained):
-    """An order may not go out.
-
-    Attributes:
-        inputs: what it was made from.
-        checks: what each gate said, in the order of ``GATES``.
-        gate: number of the first gate that blocks.
-        reason: of that gate.
-        observed: what it looked at.
-        limit: what that was held against.
-        retry_after_s: seconds after which time alone would lift it; None where it would not.
-        disarms: True where it sets the kill switch to reduce.
-        decision_id: made of its content.
-    """
-
-    inputs: Inputs
-    checks: tuple[Checked, ...]
-    gate: str
-    reason: str
-    observed: float | None
-    limit: float | None
-    retry_after_s: float | None
-    disarms: bool
-    decision_id: str
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that it answers."""
-        return self.inputs.plan
-
-    @property
-    def answer(self) -> Answer:
-        """What its tombstone keeps."""
-        return Answer("BLOCK", self.reason, self.plan.content, self.decision_id)
-
-
-@dataclass(frozen=True, slots=True)
-class Replay(Explained):
-    """The plan has its answer already.
-
-    Attributes:
-        plan: the plan.
-        answer: the first one.
-        now_us: the decision's clock, microseconds.
-    """
-
-    plan: Plan
-    answer: Answer
-    now_us: int
-
-    @property
-    def reason(self) -> str:
-        """That of the first answer."""
-        return self.answer.reason
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict(Explained):
-    """The id was given to something else: there is no permit.
-
-    Attributes:
-        plan: the plan.
-        reason: other_content, answer_unreadable, permit_exists.
-        now_us: the decision's clock, microseconds.
-    """
-
-    plan: Plan
-    reason: str
-    now_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Undecided(Explained):
-    """A step that failed, or one that must wait for it.
-
-    Attributes:
-        plan: the plan.
-        failed: True where its own step did.
-    """
-
-    plan: Plan
-    failed: bool
-
-
-Decision: TypeAlias = Permit | Block | Replay | Conflict | Undecided
 
 
 _BLOCK = Outcome.BLOCK
@@ -300,6 +83,7 @@ def evaluate(inputs: Inputs, params: GovernorParams | None = None) -> Permit | B
         inputs: of the plan.
         params: the numbers of the governor.
 
+    >>> from quantum_alloc.core.plan import Side
     >>> plan = Plan("p1", "BTCUSDT", "ENTRY", 0.0, Side.BUY, qty=0.001, price_usd=90_000.0, kill_score=0.1)
     >>> evaluate(Inputs(plan, now_us=1)).reason
     'position_unknown'
@@ -475,6 +259,7 @@ def decide(plan: Plan, snapshot: Snapshot, params: GovernorParams | None = None)
         params: the numbers of the governor.
 
     >>> from quantum_alloc.core.reading import fresh
+    >>> from quantum_alloc.core.plan import Side
     >>> plan = Plan("p1", "BTCUSDT", "ENTRY", 0.0, Side.BUY, qty=0.002, price_usd=90_000.0, kill_score=0.1)
     >>> made = decide(plan, Snapshot(now_us=0, totals=fresh(Totals(0.0, 0))))
     >>> made.computed_notional_usd, made.hint.reason.value

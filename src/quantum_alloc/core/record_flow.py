@@ -32,7 +32,6 @@ from quantum_alloc.core.efficiency import (
 )
 from quantum_alloc.core.execution import Execution, fills_text, read_fills
 from quantum_alloc.core.fields import Fields, compact, number, optional, read_state, state_fields
-from quantum_alloc.core.governor import Block, Permit
 from quantum_alloc.core.governor_params import RULES_VERSION as GOVERNOR_RULES
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.params import changed_json, config_hash, restored
@@ -48,6 +47,7 @@ from quantum_alloc.core.reading import Lane, shown
 from quantum_alloc.core.record_governor import governed, governor_fields
 from quantum_alloc.core.regime import RULES_VERSION as REGIME_RULES
 from quantum_alloc.core.regime import RegimeDecision, RegimeParams, regime_of
+from quantum_alloc.core.verdicts import Block, Permit
 
 FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision | Permit | Block
 FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams | RegimeParams | GovernorParams

@@ -15,14 +15,16 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from quantum_alloc.core.fields import Fields, compact, number
-from quantum_alloc.core.gates import Checked, Holding, Inputs, Kill, Limit, Totals
-from quantum_alloc.core.governor import Block, Permit, evaluate
+from quantum_alloc.core.gates import Checked
+from quantum_alloc.core.governor import evaluate
+from quantum_alloc.core.governor_inputs import Holding, Inputs, Kill, Limit, Totals
 from quantum_alloc.core.governor_params import GATES, RULES_VERSION, GovernorParams
 from quantum_alloc.core.limits import US, BookUse, Usage
 from quantum_alloc.core.params import changed_json, config_hash, restored
 from quantum_alloc.core.plan import Plan, Side
 from quantum_alloc.core.proposal import Efficiency
 from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable, age_s, shown
+from quantum_alloc.core.verdicts import Block, Permit
 
 T = TypeVar("T")
 NAMES = tuple(gate.gate for gate in GATES)

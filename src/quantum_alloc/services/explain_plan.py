@@ -16,7 +16,7 @@ from quantum_alloc.adapters.store import Store
 from quantum_alloc.core.explain_governor import governor_knobs
 from quantum_alloc.core.fields import Fields
 from quantum_alloc.core.flips import flips
-from quantum_alloc.core.gates import Holding, Inputs
+from quantum_alloc.core.governor_inputs import Holding, Inputs
 from quantum_alloc.core.governor_params import GATES
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.reading import Reading, shown

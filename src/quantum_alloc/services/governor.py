@@ -28,12 +28,13 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.permits import SigningKey
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.core.fields import compact
-from quantum_alloc.core.governor import Block, Conflict, Decision, Permit, Replay, Undecided, decide_batch
+from quantum_alloc.core.governor import decide_batch
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Plan
 from quantum_alloc.core.stability import ClockState, observe
+from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay, Undecided
 from quantum_alloc.services.governor_keeper import Keeper, Where, seen_kill, seen_latch, time_us
 from quantum_alloc.services.governor_tell import Tally
 from quantum_alloc.services.loop import Cycle, Told

@@ -27,7 +27,7 @@ from quantum_alloc.adapters.governor_writes import event
 from quantum_alloc.adapters.journal import Entry, Journal
 from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store, StoreError
-from quantum_alloc.core.gates import Kill
+from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import DAY_S, HOUR_S, US
 

@@ -10,11 +10,12 @@ from quantum_alloc.adapters import plans
 from quantum_alloc.adapters.commit import Basis
 from quantum_alloc.adapters.intake import Intake
 from quantum_alloc.adapters.metrics import OTHER, Metrics
-from quantum_alloc.core.gates import Kill, Outcome
-from quantum_alloc.core.governor import Block, Conflict, Decision, Permit, Replay
+from quantum_alloc.core.gates import Outcome
+from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.governor_params import GATES, GovernorParams
 from quantum_alloc.core.limits import BURST_S, HOUR_S, US
 from quantum_alloc.core.stability import ClockState
+from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay
 from quantum_alloc.services.governor_keeper import Keeper
 from quantum_alloc.services.loop import Told
 

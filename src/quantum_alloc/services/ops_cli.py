@@ -22,7 +22,7 @@ from quantum_alloc.adapters.governor_writes import event
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.ops_entry import LedgerError
 from quantum_alloc.adapters.store import Store, StoreError
-from quantum_alloc.core.gates import Kill
+from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.limits import US
 from quantum_alloc.services import app, ledger_cli
 from quantum_alloc.services.governor_keeper import time_us
