@@ -42,9 +42,9 @@ class Capturing(Store):
 
     sent: list[Command]
 
-    def _batch(self, commands: Sequence[Command], *, guarded: bool = False) -> list[object]:  # type: ignore[override]
+    def _batch(self, commands: Sequence[Command], **how: Any) -> list[object]:  # type: ignore[override]
         self.sent.extend(commands)
-        return super()._batch(commands, guarded=guarded)  # type: ignore[return-value]
+        return super()._batch(commands, **how)  # type: ignore[return-value]
 
 
 def floor_s(port: int, commands: Sequence[Command]) -> float:

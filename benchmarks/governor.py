@@ -62,9 +62,9 @@ class Capturing(Store):
     sent: list[Command]
     answered_at: float
 
-    def _batch(self, commands: Sequence[Command], *, guarded: bool = False) -> list[Reply]:
+    def _batch(self, commands: Sequence[Command], **how: Any) -> list[Reply]:
         self.sent.extend(commands)
-        return super()._batch(commands, guarded=guarded)
+        return super()._batch(commands, **how)
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int], connection: int) -> Reply:
         reply = super().run(script, keys, args, connection)

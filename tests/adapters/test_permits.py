@@ -128,7 +128,7 @@ def test_a_block_has_the_fields_of_the_contract() -> None:
     assert isinstance(made, qa.Block)
     assert json.loads(block_json(made)) == {
         "reason": "p29_allocation_cap", "symbol": S, "timestamp": 1769577495, "ts": 1769577495, "gate": "0.5",
-        "observed": 150.0, "limit": 149.5, "retry_after_s": None, "decision_id": made.decision_id,
+        "observed": 150.0, "limit": 149.5, "retry_after_s": None, "detail": "", "decision_id": made.decision_id,
     }  # fmt: skip
     use = qa.Usage((NOW_US - 10_000_000,), (), NOW_US - 10_000_000)
     cooling = qa.evaluate(replace(INPUTS, usage=use), PARAMS)

@@ -14,7 +14,18 @@ from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters import wire
 from quantum_alloc.core.gates import CHECKS, facts
 from quantum_alloc.core.governor_params import BLOCK_REASONS, RULES_VERSION, Failure, Scope
-from quantum_alloc.core.limits import DAY_S, HOUR_S, US, Usage, forgotten, is_released, us, usage
+from quantum_alloc.core.limits import (
+    BUDGET_STALE_S,
+    DAY_S,
+    HOUR_S,
+    TARGET_STALE_S,
+    US,
+    Usage,
+    forgotten,
+    is_released,
+    us,
+    usage,
+)
 from quantum_alloc.core.plan import FULL_CLOSE
 from quantum_alloc.core.stability import ClockState, observe
 
@@ -373,7 +384,7 @@ def graded(age: float, *, mode: str = "enforce", usd: bytes = b"1820.93") -> qa.
     """A target as its hash tells it."""
     raw = {"target_usd": usd, "mode": mode.encode(), "timestamp": b"%d" % (NOW - age)}
     reply = [raw.get(name) for name in gw.TARGET.asked]
-    return wire.decode(gw.TARGET, list(reply), NOW, gw.TARGET_STALE_S)
+    return wire.decode(gw.TARGET, list(reply), NOW, TARGET_STALE_S)
 
 
 NO_TARGETS: dict[str, tuple[qa.Reading[qa.Limit], str]] = {
@@ -381,7 +392,7 @@ NO_TARGETS: dict[str, tuple[qa.Reading[qa.Limit], str]] = {
     "301 s old and in shadow": (graded(301, mode="shadow"), "stale"),
     "in shadow": (graded(300, mode="shadow"), "shadow"),
     "in shadow, other letters": (graded(0, mode="ENFORCE "), "shadow"),
-    "missing": (wire.decode(gw.TARGET, [None] * len(gw.TARGET.asked), NOW, gw.TARGET_STALE_S), "missing"),
+    "missing": (wire.decode(gw.TARGET, [None] * len(gw.TARGET.asked), NOW, TARGET_STALE_S), "missing"),
     "malformed": (graded(0, usd=b"NaN"), "malformed"),
     "negative": (graded(0, usd=b"-1"), "malformed"),
     "of the future": (graded(-6), "future_ts"),
@@ -411,7 +422,7 @@ def test_any_other_target_permits_and_says_why(kind: str) -> None:
 def test_a_budget_is_fresh_for_a_minute(age: int, reason: str) -> None:
     """60 s counts, 61 does not."""
     raw = {"budget_usd": b"50", "mode": b"enforce", "timestamp": b"%d" % (NOW - age)}
-    budget = wire.decode(gw.BUDGET, [raw.get(n) for n in gw.BUDGET.asked], NOW, gw.BUDGET_STALE_S)
+    budget = wire.decode(gw.BUDGET, [raw.get(n) for n in gw.BUDGET.asked], NOW, BUDGET_STALE_S)
     made = qa.evaluate(inputs(budget=budget), PRODUCTION)
     wanted = qa.Checked(qa.Outcome.FAIL_OPEN, reason)
     if not reason:

@@ -11,6 +11,7 @@ import pytest
 
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from tests.integration.test_trial_commands import call
+from tests.support.running import Service, until
 from tests.support.worlds import Client
 
 S = "BTCUSDT"
@@ -62,7 +63,10 @@ def test_a_plan_is_explained_gate_by_gate(
     assert told["says"].startswith("PERMIT: ENTRY_PROPOSED BTCUSDT may BUY 0.002, 180.00 USD")
     gates = {g["gate"]: g for g in told["gates"]}
     assert (gates["4.trade"]["observed"], gates["4.trade"]["limit"], gates["4.trade"]["margin"]) == (180.0, 200.0, 20.0)
-    assert {f["input"] for f in told["would_change"]} >= {"quantity", "kill score", "market price"}
+    turns = {f["input"]: f["at"] for f in told["would_change"]}
+    assert turns.keys() >= {"quantity", "kill score", "market price", "age of portfolio"}
+    assert (turns["age of portfolio"], turns["kill score"]) == (61.0, 0.8)
+    assert any(line.startswith("the permit stands for another ") for line in told["because"])
     code, out, _ = call(capsys, environ, "explain", "p2")
     assert code == 0
     for words in ("blocked by gate 4: symbol_cooldown", "time alone would lift it after", "4.cooldown", "margin"):
@@ -70,6 +74,12 @@ def test_a_plan_is_explained_gate_by_gate(
     assert "ENTRY_PROPOSED BTCUSDT is blocked" in call(capsys, environ, "explain", S)[1]
     code, out, _ = call(capsys, environ, "explain", "never-seen")
     assert (code, "Nothing is on record for this plan" in out) == (0, True)
+    for name, flags, words in (
+        ("w1", (), "It waits: no governor"),
+        ("w2", ("--decision", "HOLD"), "'HOLD', not EXECUTE"),
+    ):
+        assert call(capsys, environ, "inject", "plan", S, "--plan-id", name, *flags)[0] == 0
+        assert words in call(capsys, environ, "explain", name)[1]
     client.delete(EVENTS)
     assert "It got PERMIT (ok); the record of it is gone" in call(capsys, environ, "explain", "p1")[1]
     put(capsys, environ, "p1")
@@ -123,9 +133,10 @@ def test_halt_latches_until_rearmed(
     assert (code, err) == (0, "")
     assert "The kill switch is HALT." in out
     assert client.get("quantum:kill") == "halt"
+    latch = client.hgetall("quantum:kill:latch")  # before any governor has seen it
+    assert (latch["state"], latch["by"], latch["why"]) == ("HALT", "ann", "drill")
+    assert json.loads(call(capsys, environ, "status", "--format", "json")[1])["governor"]["why"] == "drill"
     put(capsys, environ, "p1")
-    latch = client.hgetall("quantum:kill:latch")
-    assert (latch["state"], float(latch["since"]) > 1e9) == ("HALT", True)
     code, _, err = call(capsys, environ, "rearm", "--by", "ann", "--why", "done")
     assert (code, err) == (
         2,
@@ -193,3 +204,36 @@ def test_words_that_are_refused(environ: dict[str, str], capsys: pytest.CaptureF
     assert call(capsys, environ, "kill", "stop")[0] == 2
     code, _, err = call(capsys, {**environ, "REDIS_URL": "redis://127.0.0.1:1"}, "kill", "halt")
     assert (code, "cannot be reached" in err) == (69, True)
+
+
+def test_a_bad_plan_names_its_field(
+    client: Client, environ: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with it stands in the block, in the event and in the explanation."""
+    world(client)
+    now = int(time.time())
+    good = {"plan_id": "b", "symbol": S, "action": "ENTRY", "decision": "EXECUTE", "timestamp": str(now), "side": "BUY",
+            "qty": "0.002", "kill_score": "0.1"}  # fmt: skip
+    bad: dict[str, tuple[dict[str, str], str]] = {
+        "b1": ({"qty": "abc"}, "qty"),
+        "b2": ({"kill_score": ""}, "kill_score"),
+        "b3": ({"timestamp": str(now + 500)}, "timestamp: it is ahead of the server's clock"),
+        "b4": ({"action": "CLOSE_LONG"}, "action: it says close and would open"),
+        "b5": ({"side": "UP"}, "side"),
+    }
+    for name, (change, _) in bad.items():
+        client.xadd(PLANS, {**good, **change, "plan_id": name})
+    assert call(capsys, environ, "run", "governor", "--once")[0] == 0
+    for name, (_, detail) in bad.items():
+        block = json.loads(client.get(f"quantum:governor:block:{name}"))
+        assert (block["reason"], block["detail"]) == ("bad_plan", detail)
+        assert f"bad_plan ({detail})" in call(capsys, environ, "explain", name)[1]
+
+
+def test_an_idle_governor_is_ready(client: Client, any_server: EmbeddedServer, tmp_path: Path) -> None:
+    """A server that answers a blocked read late, by its own timer, is no trouble: no cycle is given up."""
+    with Service("governor", any_server.url, STATE_DIRECTORY=str(tmp_path)) as service:
+        until(service.ready, 10, "ready")
+        until(lambda: service.metric('quantum_alloc_cycles_total{outcome="ok"}') >= 15, 15, "fifteen cycles")
+        assert service.metric('quantum_alloc_cycles_total{outcome="store"}') == 0
+        assert service.ready()

@@ -60,7 +60,7 @@ def test_every_turn_of_a_verdict_turns(case: tuple[qa.Inputs, qa.GovernorParams]
     record = qa.governor_fields(qa.evaluate(inputs, params), params)
     found = holds(governor_knobs(record))
     for flip in found:
-        assert flip.before == ("PERMIT" if record["reason"] == "ok" else "BLOCK") or flip.input.startswith("age")
+        assert flip.before == ("PERMIT" if record["reason"] == "ok" else "BLOCK")
 
 
 def turns(inputs: qa.Inputs, params: qa.GovernorParams) -> dict[str, Flip]:
@@ -85,7 +85,8 @@ def test_worked_turns() -> None:
     assert found["notional of all positions up"].at == pytest.approx(1820.0)
     assert found["outstanding opens of the symbol up"].at == pytest.approx(1640.93)
     assert found["quantity up"].at == pytest.approx(200 / 90_000)
-    assert found["age of target up"].at == 301.0
+    assert found["age of portfolio up"].at == 61.0
+    assert "age of target up" not in found  # without it the plan would pass as well
     blocked = turns(replace(inputs, plan=replace(PLAN, kill_score=0.9)), qa.GovernorParams(apply_mode="production"))
-    assert set(blocked) == {"kill score down", "age of target up"}
+    assert set(blocked) == {"kill score down"}
     assert blocked["kill score down"].at < 0.8

@@ -133,7 +133,7 @@ class MemoryStore(Store):
         self.world = world
         self.groups: tuple[Group, ...] = ()
 
-    def read(self, commands: Sequence[Command]) -> list[Reply]:
+    def read(self, commands: Sequence[Command], wait_s: float = 0.0) -> list[Reply]:  # noqa: ARG002 - as the store's
         """Replies."""
         return [self._one(str(c[0]), [str(a) for a in c[1:]]) for c in commands]
 

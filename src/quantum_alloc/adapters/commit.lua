@@ -39,6 +39,7 @@ local kill_seen, latch_seen, epoch_seen = take(), take(), take()
 local snapshot_us, age_max_us, simulated = take_number(), take_number(), take()
 local is_stable, maxlen, position = take() == '1', take_number(), take()
 local ledger_ttl_s = take_number()
+local fence_field, fence_seen = take(), take()
 
 local kill = '!'
 if holds(KEYS[1], 'string') then
@@ -57,6 +58,7 @@ for i = 5, 6 do
   if not holds(KEYS[i], 'stream') then return {'type', KEYS[i]} end
 end
 local has_book = holds(KEYS[4], 'hash')
+if has_book and (redis.call('HGET', KEYS[4], fence_field) or '') ~= fence_seen then return {'epoch'} end
 
 local clock = redis.call('TIME')
 local time_us = simulated ~= '' and tonumber(simulated) or clock[1] * 1000000 + clock[2]
@@ -79,7 +81,9 @@ local function count_book()
   if is_counted then return end
   is_counted = true
   if release_to >= release_from then
-    redis.call('HDEL', KEYS[4], unpack(ARGV, release_from, release_to))
+    for i = release_from, release_to, 1000 do
+      redis.call('HDEL', KEYS[4], unpack(ARGV, i, math.min(i + 999, release_to)))
+    end
     redis.call('HINCRBY', KEYS[4], ':rev', 1)
   end
   local all = redis.call('HGETALL', KEYS[4])
@@ -128,7 +132,7 @@ local function add_events(from_stamp)
   end
 end
 
-local statuses, waiting_ids, all_wait = {}, {}, false
+local statuses, waiting_ids, all_wait, open_waits = {}, {}, false, false
 local n_ok = 0
 
 local function permit(one, id)
@@ -170,10 +174,13 @@ for item = 1, take_number() do
   local kind, entry, id, at = take(), take(), take(), take_number()
   local one, status, write = symbols[at], 'ok', nil
   local is_answer = kind == 'P' or kind == 'B'
-  local tomb, tomb_json, tomb_ttl_ms, disarms, block, block_json, block_ttl_s
+  local tomb, tomb_json, tomb_ttl_ms, disarms, on_book, block, block_json, block_ttl_s
   if is_answer then tomb, tomb_json, tomb_ttl_ms = take_number(), take(), take_number() end
-  if kind == 'B' then disarms, block, block_json, block_ttl_s = take() == '1', take_number(), take(), take_number() end
-  if all_wait or (id ~= '' and waiting_ids[id]) or (one and (one.waits or not one.same)) then
+  if kind == 'B' then
+    disarms, on_book = take() == '1', take() == '1'
+    block, block_json, block_ttl_s = take_number(), take(), take_number()
+  end
+  if all_wait or (on_book and open_waits) or (id ~= '' and waiting_ids[id]) or (one and (one.waits or not one.same)) then
     status = 'moved'
   elseif is_answer and not holds(KEYS[tomb], 'string') then
     status = 'type'
@@ -199,6 +206,7 @@ for item = 1, take_number() do
     if id ~= '' then waiting_ids[id] = true end
     if one then one.waits = true end
     all_wait = all_wait or disarms == true
+    open_waits = open_waits or kind == 'P'
   end
   statuses[item] = status
   cursor = past

@@ -12,6 +12,7 @@ from enum import StrEnum
 from itertools import chain
 
 from quantum_alloc.adapters.effects import Reply
+from quantum_alloc.adapters.governor_wire import fence_field
 from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.core.governor import released
@@ -54,6 +55,8 @@ class Basis:
         connection: the store's number of connections then.
         is_stable: whether the watermark may rise.
         simulated_us: the clock that stands for the server's; None for the server's own.
+        consumer: the governor's name.
+        fence: of its last verification; empty where the book cannot be written.
     """
 
     snapshot: Snapshot
@@ -65,6 +68,8 @@ class Basis:
     connection: int
     is_stable: bool = True
     simulated_us: int | None = None
+    consumer: str = ""
+    fence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,7 @@ class Item:
         valid_until_us: when the plan is too old.
         block: JSON; empty for none.
         disarms: whether it sets the kill switch to reduce.
+        on_book: whether opens before it in the batch count in it.
         dead: fields of a dead letter; empty for none.
         events: fields of each.
     """
@@ -98,6 +104,7 @@ class Item:
     valid_until_us: int = 0
     block: str = ""
     disarms: bool = False
+    on_book: bool = False
     dead: Mapping[str, str] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
 
@@ -163,12 +170,12 @@ def call(
     simulated = "" if basis.simulated_us is None else basis.simulated_us
     ledger_ttl_s = 2 * DAY_S + params.symbol_cooldown_s
     w.args += [group, basis.kill, basis.latch, basis.epoch, basis.snapshot_us, SNAPSHOT_AGE_MAX_US, simulated]
-    w.args += [int(basis.is_stable), maxlen, position, ledger_ttl_s]
+    w.args += [int(basis.is_stable), maxlen, position, ledger_ttl_s, fence_field(basis.consumer), basis.fence]
     totals = s.totals.value if isinstance(s.totals, Fresh) else Totals(0.0, 0)
     w.args += [basis.book_revision, repr(params.max_total_notional_usd), params.max_open_positions]
     w.args += [repr(totals.notional_usd), totals.count]
     w.list([name for name, of in s.symbols.items() if isinstance(of.position, Fresh) and of.position.value.qty != 0.0])
-    w.list(released(s)[:FORGOTTEN_AT_ONCE])
+    w.list(released(s))
     places = {name: i for i, name in enumerate(dict.fromkeys(i.symbol for i in items if i.symbol), 1)}
     w.args.append(len(places))
     for name in places:
@@ -191,7 +198,7 @@ def _item(w: _Writer, item: Item, place: int, params: GovernorParams, keys: Keys
     if item.tombstone:
         out += [w.key(keys.tombstone(item.plan_id)), item.tombstone, item.tombstone_ttl_s * 1000]
     if kind == "B":
-        out += [int(item.disarms), w.key(keys.block(item.plan_id)), item.block, BLOCK_TTL_S]
+        out += [int(item.disarms), int(item.on_book), w.key(keys.block(item.plan_id)), item.block, BLOCK_TTL_S]
     if kind == "P":
         is_open = item.usd is not None
         usd = repr(item.usd) if item.usd is not None else "0"

@@ -139,8 +139,8 @@ class KnownFile:
             OSError: it cannot be written.
         """
         if known != self.known:
-            self.known = known
             replace_file(self._path, asdict(known))
+            self.known = known
 
 
 def seconds(us: int) -> str:

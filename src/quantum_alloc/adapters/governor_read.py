@@ -20,10 +20,11 @@ from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.keys import Keys, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
-from quantum_alloc.core.governor_inputs import Kill, Snapshot, SymbolSnapshot
+from quantum_alloc.core.governor_inputs import Holding, Kill, Snapshot, SymbolSnapshot
 from quantum_alloc.core.governor_params import GovernorParams
-from quantum_alloc.core.limits import US
+from quantum_alloc.core.limits import BUDGET_STALE_S, MARKET_STALE_S, PORTFOLIO_STALE_S, TARGET_STALE_S, US
 from quantum_alloc.core.plan import Plan
+from quantum_alloc.core.reading import Reading, Reason, Unusable
 
 HEAD = 5
 KNOWN_MAX = 1000
@@ -86,15 +87,15 @@ class Reader:
     def _decoded(self, answered: Sequence[Reply], now: float) -> SymbolSnapshot:
         """A symbol's answers as values, its violations apart."""
         p = self._params
-        position, ledger, market, target, budget, efficiency = answered[:6]
-        given, lane = wire.in_lanes(efficiency, answered[6] if self._shadow is not None else None)
+        there, position, ledger, market, target, budget, efficiency = answered[:7]
+        given, lane = wire.in_lanes(efficiency, answered[7] if self._shadow is not None else None)
         known, eff_lane = wire.out_of(wire.decode(wire.EFFICIENCY, given, now, p.eff_stale_s), lane)
         return SymbolSnapshot(
             gw.ledger(ledger),
-            wire.decode(gw.POSITION, position, now, p.position_max_age_s),
-            wire.decode(gw.MARKET, market, now, gw.MARKET_STALE_S),
-            wire.decode(gw.TARGET, target, now, gw.TARGET_STALE_S),
-            wire.decode(gw.BUDGET, budget, now, gw.BUDGET_STALE_S),
+            _position(there, wire.decode(gw.POSITION, position, now, p.position_max_age_s)),
+            wire.decode(gw.MARKET, market, now, MARKET_STALE_S),
+            wire.decode(gw.TARGET, target, now, TARGET_STALE_S),
+            wire.decode(gw.BUDGET, budget, now, BUDGET_STALE_S),
             efficiency=known,
             eff_lane=eff_lane,
         )
@@ -115,6 +116,7 @@ class Reader:
         own, others = self._names(plans)
         for symbol in own:
             out += [
+                ("EXISTS", keys.position(symbol)),
                 gw.POSITION.query(keys.position(symbol)),
                 ("HGETALL", keys.ledger(symbol)),
                 gw.MARKET.query(keys.market(symbol)),
@@ -127,6 +129,14 @@ class Reader:
         out += [gw.POSITION.query(keys.position(symbol)) for symbol in others]
         out += [("GET", keys.tombstone(p.plan_id)) for p in plans]
         return out
+
+    def hold_until_us(self, replies: Sequence[Reply]) -> int:
+        """Until when some governor holds opens back for all; 0 for never.
+
+        Args:
+            replies: without the head.
+        """
+        return gw.book(replies[1]).hold_until_us
 
     def _new_in_book(self, reply: Reply, plans: Sequence[Plan]) -> tuple[str, ...]:
         book = gw.book(reply).outstanding or ()
@@ -159,11 +169,11 @@ class Reader:
         book = gw.book(replies[1])
         now_us = max(server_us, book.watermark_us)
         now, p = now_us / US, self._params
-        totals = wire.decode(gw.TOTALS, replies[0], now, gw.PORTFOLIO_STALE_S)
+        totals = wire.decode(gw.TOTALS, replies[0], now, PORTFOLIO_STALE_S)
         own, others = self._names(plans)
         violations = gw.violations(replies[2], now, own)
         symbols: dict[str, SymbolSnapshot] = {}
-        at, width = 3, 6 if self._shadow is None else 7
+        at, width = 3, 7 if self._shadow is None else 8
         second = math.floor(now)
         for symbol in own:
             answered = list(replies[at : at + width])
@@ -188,3 +198,9 @@ class Reader:
                 answers[plan.plan_id] = first
         self._in_book = tuple(sorted({o.symbol for o in book.outstanding or ()}))
         return Read(Snapshot(now_us, kill, *hold, totals, book.outstanding, symbols, answers, taken), book.revision)
+
+
+def _position(there: Reply, read: Reading[Holding]) -> Reading[Holding]:
+    """A position whose key holds none of the fields that are asked for is malformed, and not flat."""
+    absent = isinstance(read, Unusable) and read.reason is Reason.MISSING
+    return Unusable(Reason.MALFORMED, detail="position_amt") if absent and there == 1 else read

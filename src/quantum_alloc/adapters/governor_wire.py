@@ -3,7 +3,7 @@
     quantum:kill                    1 true on halt -> HALT; reduce -> REDUCE_ONLY; absent "" 0 false off -> OFF;
                                     anything else, or a key of another type -> HALT
     quantum:governor:ledger:SYMBOL  :rev, and a field a permit: AT_US open|close USD QTY
-    quantum:governor:book           :rev :watermark :pos, and a field an outstanding open:
+    quantum:governor:book           :rev :watermark :pos :hold :fence:NAME, and a field an open:
                                     SYMBOL USD AT_US UNTIL_US CONSUMED_US (0 while nobody has consumed it)
     quantum:governor:plan:PLAN      JSON {verdict, reason, content, decision_id, ...}
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from quantum_alloc.adapters import codec, wire
@@ -28,13 +29,23 @@ from quantum_alloc.core.reading import Reading, Reason, Unusable, grade, missing
 OFF = frozenset({b"", b"0", b"false", b"off"})
 HALT = frozenset({b"1", b"true", b"on", b"halt"})
 REDUCE = b"reduce"
-REV, WATERMARK, POS = ":rev", ":watermark", ":pos"
+REV, WATERMARK, POS, HOLD = ":rev", ":watermark", ":pos", ":hold"
 VIOLATION_YOUNG_S = 30
-BUDGET_STALE_S, MARKET_STALE_S, PORTFOLIO_STALE_S = 60, 60, 60
-TARGET_STALE_S = 300
 STATE_LIMIT = 20_000
 """Fields of a ledger or a book; more cannot come of any limits that settings allow."""
+AMOUNT_MAX = codec.USD_LIMIT * codec.USD_LIMIT * 10.0
+"""No product of a quantity and a price that we let in is greater."""
+VIOLATIONS_AT_ONCE = 1000
 NO_VIOLATION: Reading[float] = missing()
+
+
+def fence_field(consumer: str) -> str:
+    """The book's field of a governor's fence.
+
+    Args:
+        consumer: its name.
+    """
+    return f":fence:{consumer}"
 
 
 def _price(f: Fields, name: str) -> float | None:
@@ -121,13 +132,13 @@ def _pairs(reply: Reply) -> Mapping[str, bytes] | None:
 
 
 def _whole(raw: bytes) -> int:
-    if not raw.isdigit() or len(raw) > 18:
+    if not raw.isdigit() or len(raw) > 18 or (raw[:1] == b"0" and raw != b"0"):
         raise ValueError("not a whole number")
     return int(raw)
 
 
 def _amount(raw: bytes) -> float:
-    value = codec.number(raw, 0.0)
+    value = codec.number(raw, 0.0, AMOUNT_MAX)
     if value is None:
         raise ValueError("not an amount")
     return value
@@ -156,6 +167,7 @@ def ledger(reply: Reply) -> Ledger | None:
         return None
 
 
+@dataclass(frozen=True, slots=True)
 class Book:
     """The book as read.
 
@@ -164,13 +176,14 @@ class Book:
         watermark_us: greatest time that was ever decided at.
         pos: greatest id of a plan entry that was answered.
         outstanding: None where they cannot be read.
+        hold_until_us: until when no open is permitted, for what the server may have forgotten.
     """
 
-    __slots__ = ("outstanding", "pos", "revision", "watermark_us")
-
-    def __init__(self, revision: str, watermark_us: int, pos: str, outstanding: tuple[Outstanding, ...] | None) -> None:
-        """Keep what was read."""
-        self.revision, self.watermark_us, self.pos, self.outstanding = revision, watermark_us, pos, outstanding
+    revision: str = ""
+    watermark_us: int = 0
+    pos: str = ""
+    outstanding: tuple[Outstanding, ...] | None = None
+    hold_until_us: int = 0
 
 
 def book(reply: Reply) -> Book:
@@ -184,10 +197,11 @@ def book(reply: Reply) -> Book:
     """
     fields = _pairs(reply)
     if fields is None:
-        return Book("", 0, "", None)
+        return Book()
     found = []
     try:
         revision, watermark = str(_whole(fields.get(REV, b"0"))), _whole(fields.get(WATERMARK, b"0"))
+        hold = _whole(fields.get(HOLD, b"0"))
         for name, raw in fields.items():
             if not name.startswith(":"):
                 symbol, usd, at, until, consumed = raw.split(b" ")
@@ -197,9 +211,9 @@ def book(reply: Reply) -> Book:
                 taken = _whole(consumed)
                 found.append(Outstanding(name, known, _amount(usd), _whole(at), _whole(until), taken or None))
     except ValueError:
-        return Book("", 0, "", None)
+        return Book()
     pos = fields.get(POS, b"").decode("ascii", "replace")
-    return Book(revision, watermark, pos, tuple(sorted(found, key=lambda o: (o.at_us, o.plan_id))))
+    return Book(revision, watermark, pos, tuple(sorted(found, key=lambda o: (o.at_us, o.plan_id))), hold)
 
 
 def answer(reply: Reply) -> Answer | None:
@@ -233,7 +247,7 @@ def violations_query(stream: str, since_ms: int | None) -> Command:
         stream: of violations.
         since_ms: milliseconds of the oldest entry that matters; None for the newest thousand.
     """
-    return ("XREVRANGE", stream, "+", "-" if since_ms is None else since_ms, "COUNT", 1000)
+    return ("XREVRANGE", stream, "+", "-" if since_ms is None else since_ms, "COUNT", VIOLATIONS_AT_ONCE)
 
 
 def violations(reply: Reply, now: float, symbols: Sequence[str]) -> Mapping[str, Reading[float]]:
@@ -256,7 +270,10 @@ def violations(reply: Reply, now: float, symbols: Sequence[str]) -> Mapping[str,
         best = found.get(symbol)
         if best is None or _greater(reading, best):
             found[symbol] = reading
-    return {s: found.get(s, NO_VIOLATION) for s in symbols}
+    absent = NO_VIOLATION
+    if len(reply) >= VIOLATIONS_AT_ONCE:  # there are more than were read: what was not seen is not known
+        absent = Unusable(Reason.STORE, detail="too many violations")
+    return {s: found.get(s, absent) for s in symbols}
 
 
 def _greater(one: Reading[float], other: Reading[float]) -> bool:

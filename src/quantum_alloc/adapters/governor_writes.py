@@ -22,6 +22,8 @@ from quantum_alloc.core.record_governor import governor_fields
 from quantum_alloc.core.verdicts import Block, Conflict, Permit, Replay
 
 _WOULD_BLOCK = Outcome.WOULD_BLOCK
+BOOK_REASONS = ("max_positions_reached", "total_notional_exceeded")
+"""Blocks that an open before them in the batch may have brought about."""
 FAILED = "decision_failed"
 """Why a plan that could not be decided is blocked."""
 
@@ -40,7 +42,7 @@ def event(name: str, plan_id: str, symbol: str, reason: str, now: float, more: M
     return {"event": name, "plan_id": plan_id, "symbol": symbol, "reason": reason, **stamp(now), **more}
 
 
-def _tombstone(answer: Answer, plan: Plan, now_us: int) -> str:
+def _tombstone(answer: Answer, plan: Plan, now_us: int, by: str = "") -> str:
     told = {
         "verdict": answer.verdict,
         "reason": answer.reason,
@@ -48,6 +50,7 @@ def _tombstone(answer: Answer, plan: Plan, now_us: int) -> str:
         "decision_id": answer.decision_id,
         "symbol": plan.symbol,
         "now_us": now_us,
+        "by": by,
     }
     return compact(told)[:-1]
 
@@ -83,7 +86,7 @@ def _cap_block(made: Block, params: GovernorParams, now: float) -> dict[str, str
 
 
 def permit_item(
-    entry: str, made: Permit, params: GovernorParams, keys: Sequence[SigningKey], tombstone_ttl_s: int
+    entry: str, made: Permit, params: GovernorParams, keys: Sequence[SigningKey], tombstone_ttl_s: int, by: str = ""
 ) -> Item:
     """A permit.
 
@@ -93,6 +96,7 @@ def permit_item(
         params: the numbers of the governor.
         keys: that sign.
         tombstone_ttl_s: life of its tombstone.
+        by: the governor's name.
     """
     now, issued = made.inputs.now_us / US, made.issued
     record = governor_fields(made, params)
@@ -101,7 +105,7 @@ def permit_item(
         entry,
         made.plan.plan_id,
         made.plan.symbol,
-        _tombstone(made.answer, made.plan, made.inputs.now_us),
+        _tombstone(made.answer, made.plan, made.inputs.now_us, by),
         tombstone_ttl_s,
         permit=permit_json(made, params, keys),
         issued=f"{issued.movement.value} {issued.usd!r} {issued.qty!r}",
@@ -135,6 +139,7 @@ def block_item(entry: str, made: Block, params: GovernorParams) -> Item:
         BLOCK_TOMBSTONE_S,
         block=block_json(made),
         disarms=made.disarms,
+        on_book=made.reason in BOOK_REASONS,
         events=tuple(events),
     )
 

@@ -30,10 +30,13 @@ from quantum_alloc.core.plan import Plan
 BATCH = 100
 FIRST_PAGE = 8
 BLOCK_MS = 100
+BLOCK_LATE_S = 0.3
+"""A server looks ten times a second for those that have waited long enough, unless its ``hz`` says otherwise."""
 IDLE_MS = 2000
 TICK_S = 1.0
-TRIES = 5
-MOVED_TRIES = 3
+TRIES, SUSPECT_TRIES = 5, 2
+MOVED_TRIES, YIELD_TRIES = 3, 6
+STUCK_S = 1.0
 PENDING_PAGE = 1000
 
 
@@ -48,6 +51,8 @@ class Entry:
         tries: deliveries without an answer.
         moved: how often what it was decided on had changed.
         taken: True where a permit stands that was not given here.
+        is_again: True where it was delivered before, to a process that has ended or fell silent.
+        stuck_until: when it is tried again after a key of another type was in its way, by the clock that nobody sets.
     """
 
     id: str
@@ -56,6 +61,8 @@ class Entry:
     tries: int = 0
     moved: int = 0
     taken: bool = False
+    is_again: bool = False
+    stuck_until: float = 0.0
 
     @property
     def is_given_up(self) -> bool:
@@ -81,13 +88,16 @@ class Tries:
         except (OSError, ValueError):
             self._counts = {}
 
-    def begun(self, ids: Sequence[str]) -> dict[str, int]:
-        """Entries that were delivered before: how often without an answer; the next try counts until it has ended."""
-        found = {i: self._counts.get(i, 0) + 1 for i in ids}
-        if found:
-            self._counts.update(found)
+    def count(self, entry_id: str) -> int:
+        """Tries of an entry that did not end."""
+        return self._counts.get(entry_id, 0)
+
+    def begun(self, ids: Sequence[str]) -> None:
+        """The next try of these counts until it has ended."""
+        for i in ids:
+            self._counts[i] = self._counts.get(i, 0) + 1
+        if ids:
             self._save()
-        return found
 
     def ended(self, ids: Sequence[str]) -> None:
         """These have their answer."""
@@ -98,10 +108,10 @@ class Tries:
             self._save()
 
     def excused(self, ids: Sequence[str]) -> None:
-        """The try of these ended in trouble with the store: it does not count."""
+        """The try of these ended in trouble with the store, or something had moved: it does not count."""
         before = [i for i in ids if i in self._counts]
         for i in before:
-            self._counts[i] -= 1
+            self._counts[i] = max(0, self._counts[i] - 1)
         if before:
             self._save()
 
@@ -174,11 +184,21 @@ class Intake:
             self._read(BATCH - len(self._queue))
         if self._store.connections != self._connections:  # a reply may have been lost with the old one
             self._recover()
-        waiting = sorted(self._queue.values(), key=lambda e: order(e.id))
-        alone = self._one_by_one or any(e.moved >= MOVED_TRIES for e in waiting[:BATCH])
-        batch = waiting[: 1 if alone else BATCH]
+        batch = self._next()
         self._in_hand = tuple(e.id for e in batch)
+        self._tries.begun([e.id for e in batch if e.is_again])
         return batch
+
+    def _next(self) -> list[Entry]:
+        """A batch in the order of the stream; one alone that has moved too often, or may be what ended a process."""
+        now = time.monotonic()
+        waiting = sorted((e for e in self._queue.values() if e.stuck_until <= now), key=lambda e: order(e.id))
+        some = waiting[:BATCH]
+        suspects = (e.moved >= MOVED_TRIES or (e.is_again and e.tries >= SUSPECT_TRIES) for e in some)
+        if self._one_by_one or any(suspects):
+            some.sort(key=lambda e: (e.moved // YIELD_TRIES, order(e.id)))  # one that moves for ever lets others pass
+            return some[:1]
+        return some
 
     @property
     def waiting(self) -> int:
@@ -192,17 +212,24 @@ class Intake:
             Ids that are settled.
         """
         done: list[str] = []
+        excused: list[str] = []
         for entry_id, status in zip(self._in_hand, statuses, strict=True):
             entry = self._queue[entry_id]
             if status in (Status.OK, Status.GONE):
                 done.append(entry_id)
                 del self._queue[entry_id]
-            elif status is Status.FAILED:
+                continue
+            if status is Status.FAILED:
                 entry.tries += 1
+                continue
+            excused.append(entry_id)
+            if status is Status.TYPE:
+                entry.stuck_until = time.monotonic() + STUCK_S
             elif status is not Status.WAITS:
                 entry.moved += 1
                 entry.taken = entry.taken or status is Status.TAKEN
         self._tries.ended(done)
+        self._tries.excused(excused)
         self._in_hand = ()
         if not self._queue or done:
             self._one_by_one = False
@@ -210,6 +237,7 @@ class Intake:
 
     def wait(self, ids: Sequence[str]) -> None:
         """These stay where they are, at no cost to them: something that they need is not there yet."""
+        self._tries.excused(self._in_hand)
         self._in_hand = ()
         for entry_id in ids:
             self._queue[entry_id].moved = min(self._queue[entry_id].moved, MOVED_TRIES - 1)
@@ -227,11 +255,11 @@ class Intake:
             self._queue[self._in_hand[0]].tries += 1
         self._one_by_one, self._in_hand = True, ()
 
-    def _ask(self, command: Command) -> Reply:
-        reply = self._store.read([command])[0]
+    def _ask(self, command: Command, wait_s: float = 0.0) -> Reply:
+        reply = self._store.read([command], wait_s)[0]
         if isinstance(reply, Failed) and reply.code == "NOGROUP":
             self._make_group()
-            reply = self._store.read([command])[0]
+            reply = self._store.read([command], wait_s)[0]
         if isinstance(reply, Failed):
             raise StoreError("other", f"the stream of plans {self._stream} cannot be read: {reply.message[:200]}")
         return reply
@@ -239,7 +267,9 @@ class Intake:
     def _make_group(self) -> None:
         start = "0"
         if executions.entry_id(self.position.encode()) is not None:
-            start = f"{max(0, order(self.position)[0] - self._margin_ms)}-0"
+            clock = self._store.read([("TIME",)])[0]  # ids may be ahead of it: what comes now must not be passed over
+            now_ms = int(clock[0]) * 1000 if isinstance(clock, list) and isinstance(clock[0], bytes) else 0
+            start = f"{max(0, min(order(self.position)[0], now_ms) - self._margin_ms)}-0"
             self.groups_made += 1
         self._store.read([("XGROUP", "CREATE", self._stream, self._group, start, "MKSTREAM")])
 
@@ -254,9 +284,10 @@ class Intake:
             if len(ids) < PENDING_PAGE:
                 break
             start = f"({ids[-1]}"
-        self._queue = {i: e for i, e in self._queue.items() if i in set(pending)}
+        known = set(pending)
+        self._tries.ended([i for i in self._queue if i not in known])
+        self._queue = {i: e for i, e in self._queue.items() if i in known}
         new = [i for i in pending if i not in self._queue]
-        before = self._tries.begun(new) if self._is_start else dict.fromkeys(new, 0)
         for at in range(0, len(new), BATCH):
             some = new[at : at + BATCH]
             replies = self._store.read([("XRANGE", self._stream, i, i) for i in some])
@@ -264,7 +295,7 @@ class Intake:
             for entry_id, reply in zip(some, replies, strict=True):
                 rows = _lists(reply)
                 if rows:
-                    self._add(rows[0], before[entry_id])
+                    self._add(rows[0], is_again=self._is_start or self._tries.count(entry_id) > 0)
                 else:
                     gone.append(entry_id)
             self._lost(gone)
@@ -275,6 +306,7 @@ class Intake:
         """Pending entries that the stream no longer holds."""
         if ids:
             self._store.read([("XACK", self._stream, self._group, *ids)])
+            self._tries.ended(ids)
             self.missed += len(ids)
 
     def _claim(self) -> None:
@@ -289,12 +321,9 @@ class Intake:
         rows = [row for row in _lists(reply[1]) if isinstance(row[0], bytes)]
         if len(reply) > 2 and isinstance(reply[2], list):
             self.missed += len(reply[2])
-        names = [row[0].decode("ascii") for row in rows if isinstance(row[0], bytes)]
-        new = [n for n in names if n not in self._queue]
-        before = self._tries.begun(new)
-        for name, row in zip(names, rows, strict=True):
-            if name in before:
-                self._add(row, before[name])
+        for row in rows:
+            if isinstance(row[0], bytes) and row[0].decode("ascii") not in self._queue:
+                self._add(row, is_again=True)
 
     def _look(self) -> None:
         """How far the stream goes back, who reads it, and what was trimmed before it was read."""
@@ -323,24 +352,26 @@ class Intake:
         """New entries; waits for one where nothing else is to do."""
         count = min(room, self._room)
         wait: Command = () if self._queue or self._once else ("BLOCK", BLOCK_MS)
-        reply = self._ask(
-            ("XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *wait, "STREAMS", self._stream, ">")
-        )
+        ask: Command = (
+            "XREADGROUP", "GROUP", self._group, self._consumer, "COUNT", count, *wait, "STREAMS", self._stream, ">",
+        )  # fmt: skip
+        reply = self._ask(ask, BLOCK_LATE_S if wait else 0.0)
         streams = _lists(reply)
         rows = _lists(streams[0][1]) if streams and len(streams[0]) > 1 else []
         size = sum(size_of(row) for row in rows)
         for row in rows:
-            self._add(row, 0)
+            self._add(row, is_again=False)
         self._room = min(2 * self._room, BATCH) if size < PAGE_BYTES else max(1, self._room // 4)
 
-    def _add(self, row: Reply, tries: int) -> None:
+    def _add(self, row: Reply, *, is_again: bool) -> None:
         if not (isinstance(row, list) and isinstance(row[0], bytes)):
             return
         entry_id = row[0].decode("ascii")
         if len(row) < 2 or not isinstance(row[1], list):
             self._lost([entry_id])
             return
-        self._queue[entry_id] = Entry(entry_id, None, row, tries)
+        tries = 1 + self._tries.count(entry_id) if is_again else 0
+        self._queue[entry_id] = Entry(entry_id, None, row, tries, is_again=is_again)
 
 
 def _lists(reply: Reply) -> list[list[Reply]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -65,33 +66,41 @@ class Entry:
 class Journal:
     """One governor's journal; it may be none, which keeps nothing."""
 
-    def __init__(self, directory: Path | None, consumer: str) -> None:
+    def __init__(self, directory: Path | None, consumer: str, *, keeps: bool = True) -> None:
         """Open it, alone, and forget what is too old to matter.
 
         Args:
-            directory: the state directory; None for no journal.
+            directory: the state directory; None for no journal, and nobody else kept out.
             consumer: the governor's name.
+            keeps: False for no journal; a second governor of the name is kept out all the same.
 
         Raises:
             InUse: another governor of that name uses the directory.
             OSError: it cannot be written.
         """
-        self.path = None if directory is None else directory / file_name(consumer)
+        self.path = directory / file_name(consumer) if directory is not None and keeps else None
         self._number = 0
         self._open: dict[int, tuple[Entry, ...]] = {}
         self._file: Any = None
-        self._lines = 0
-        if self.path is None:
+        self._lock: Any = None
+        self._lines, self._most_lines = 0, LINES_MAX
+        if directory is None:
             return
-        self._lock = self.path.with_suffix(".lock").open("ab")
+        self._lock = (directory / state_file(consumer, "lock")).open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._lock.close()
-            text = f"another governor called {consumer} uses {self.path.parent}"
+            self.close()
+            text = f"another governor called {consumer} uses {directory}"
             raise InUse(f"{text}: give this one a name of its own with GOV_CONSUMER") from None
-        self._file = self.path.open("ab")
-        self._compact(self.read())
+        if self.path is None:
+            return
+        try:
+            self._file = self.path.open("ab")
+            self._compact(self.read())
+        except OSError:
+            self.close()
+            raise
 
     def read(self) -> list[Entry]:
         """Every permit that the file knows, void ones left out."""
@@ -107,6 +116,8 @@ class Journal:
         Raises:
             StoreError: it cannot be written, so nothing may be permitted.
         """
+        if self._lines >= self._most_lines and not self._open:
+            self.resolve(self.read())
         self._number += 1
         self._open[self._number] = tuple(entries)
         self._write({"k": "intent", "n": self._number, "run": run, "permits": [_told(e) for e in entries]})
@@ -123,8 +134,8 @@ class Journal:
         Raises:
             StoreError: it cannot be written.
         """
-        self._open.pop(number, None)
         self._write({"k": "outcome", "n": number, "us": stamp_us, "ids": list(done)})
+        self._open.pop(number, None)
 
     def resolve(self, entries: Sequence[Entry]) -> None:
         """Keep these permits and no others: what was found out about those of former runs.
@@ -150,10 +161,10 @@ class Journal:
 
     def close(self) -> None:
         """Let another process have it."""
-        if self._file is not None:
-            self._file.close()
-            self._lock.close()
-            self._file = None
+        for held in (self._file, self._lock):
+            if held is not None:
+                held.close()
+        self._file = self._lock = None
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self.path is None:
@@ -161,8 +172,6 @@ class Journal:
         if self._file is None:
             raise StoreError("journal", f"{self.path} is closed: the governor is ending")
         try:
-            if self._lines >= LINES_MAX:
-                self._compact(self.read())
             self._file.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -175,7 +184,8 @@ class Journal:
         """Write the file anew with what still matters; batches get new numbers."""
         if self.path is None:
             return
-        newest = max((e.at_us for e in known), default=0)
+        # one that a clock ahead has stamped must not let the others seem old
+        newest = min(max((e.at_us for e in known), default=0), time.time_ns() // 1000 + DAY_S * US)
         kept = [e for e in known if e.at_us > newest - KEEP_US]
         aside = self.path.with_suffix(".new")
         with aside.open("wb") as file:
@@ -195,6 +205,7 @@ class Journal:
         self._file.close()
         self._file = self.path.open("ab")
         self._lines = 2 * len(kept)
+        self._most_lines = max(LINES_MAX, 2 * self._lines)
 
 
 def state_file(consumer: str, what: str) -> str:

@@ -145,6 +145,7 @@ def block_json(made: Block) -> str:
             "observed": made.observed,
             "limit": made.limit,
             "retry_after_s": made.retry_after_s,
+            "detail": made.detail,
             "decision_id": made.decision_id,
         }
     )

@@ -143,11 +143,12 @@ class Store:
         self._only: int | None = None
         self._watching: tuple[int, int] | None = None
 
-    def read(self, commands: Sequence[Command]) -> list[Reply]:
+    def read(self, commands: Sequence[Command], wait_s: float = 0.0) -> list[Reply]:
         """The replies to a batch of reading commands, in order.
 
         Args:
             commands: any number.
+            wait_s: how long the server may keep the answer back by right, for a command that blocks.
 
         Raises:
             StoreError: nothing can be said about any of them.
@@ -155,11 +156,11 @@ class Store:
         if not commands:
             return []
         try:
-            return self._batch(commands)
+            return self._batch(commands, wait_s=wait_s)
         except StoreError as error:
             if error.code != "closed":
                 raise
-        return self._batch(commands)
+        return self._batch(commands, wait_s=wait_s)
 
     def apply(self, groups: Sequence[Group]) -> list[tuple[str, Failed]]:
         """Write groups of effects, each in one MULTI, in order; nothing is sent twice.
@@ -251,7 +252,7 @@ class Store:
             )
         return outcome
 
-    def _batch(self, commands: Sequence[Command], *, guarded: bool = False) -> list[Reply]:
+    def _batch(self, commands: Sequence[Command], *, guarded: bool = False, wait_s: float = 0.0) -> list[Reply]:
         try:
             connection: Any = self._pool.get_connection()
         except (RedisError, OSError) as error:
@@ -268,13 +269,13 @@ class Store:
             self._pool.release(connection)
             raise StoreError("conflict", f"{self.shown}: the connection that watched the state is gone")
         self._watching = here if watches else None if commands[-1][0] == "EXEC" else self._watching
-        return self._exchange(connection, commands, guarded)
+        return self._exchange(connection, commands, guarded, wait_s)
 
     def _connected(self, _: Any) -> None:
         """Another socket: nothing is watched on it."""
         self._connects += 1
 
-    def _exchange(self, connection: Any, commands: Sequence[Command], guarded: bool) -> list[Reply]:
+    def _exchange(self, connection: Any, commands: Sequence[Command], guarded: bool, wait_s: float) -> list[Reply]:
         try:
             replies: list[Reply] = []
             if guarded:  # a MULTI that is refused must not let what follows through one by one
@@ -288,6 +289,8 @@ class Store:
                     chunk = commands[sent : sent + CHUNK_COMMANDS]
                     connection.send_packed_command([b"".join(map(_pack, chunk))], check_health=False)
                     sent += len(chunk)
+                if wait_s and not replies:
+                    connection.can_read(timeout=wait_s)
                 replies += [self._reply(connection) for _ in range(min(CHUNK_COMMANDS, sent - len(replies)))]
         except (RedisError, OSError) as error:
             self._watching = None

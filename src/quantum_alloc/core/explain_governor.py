@@ -13,11 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from quantum_alloc.core.fields import Fields
-from quantum_alloc.core.flips import USD_MAX, Knob, age_knob, replaced
+from quantum_alloc.core.flips import USD_MAX, Knob, replaced
 from quantum_alloc.core.governor import evaluate
 from quantum_alloc.core.governor_inputs import Inputs
 from quantum_alloc.core.governor_params import GovernorParams
-from quantum_alloc.core.reading import Fresh
+from quantum_alloc.core.limits import BUDGET_STALE_S, MARKET_STALE_S, PORTFOLIO_STALE_S, TARGET_STALE_S, US
+from quantum_alloc.core.reading import Fresh, grade
 from quantum_alloc.core.record_governor import governor_inputs, governor_params
 from quantum_alloc.core.verdicts import Permit
 
@@ -65,7 +66,28 @@ def governor_knobs(record: Fields) -> tuple[Knob, ...]:
     if i.usage is not None:
         use = i.usage
         knob("closed today", "USD", use.day_usd, 0.0, USD_MAX, lambda x: replace(i, usage=replace(use, day_usd=x)))
-    return (*knobs, *age_knob("target", i.target, 300, "looked at", "not looked at"))
+    for name, limit_s in (
+        ("position", p.position_max_age_s), ("market_usd", MARKET_STALE_S), ("target", TARGET_STALE_S),
+        ("budget", BUDGET_STALE_S), ("totals", PORTFOLIO_STALE_S),
+    ):  # fmt: skip
+        knobs += _age_knob(name, limit_s, i, p)
+    return tuple(knobs)
+
+
+def _age_knob(name: str, limit_s: int, i: Inputs, p: GovernorParams) -> list[Knob]:
+    """The age of an input that could be read, fresh or not, on the verdict."""
+    reading = getattr(i, name)
+    if reading.value is None or reading.age_s is None or reading.age_s < 0:
+        return []
+
+    def of(age_s: float) -> Inputs:
+        changed: Any = grade(reading.value, math.floor(i.now_us / US) - age_s, i.now_us / US, limit_s)
+        return replace(i, **{name: changed})
+
+    shown = {"market_usd": "market price", "totals": "portfolio"}.get(name, name)
+    high = max(float(limit_s) + 1.0, float(reading.age_s))
+    outcomes = {"the plan gets": lambda x: _verdict(of(x), p)}
+    return [Knob(f"age of {shown}", "s", float(reading.age_s), 0.0, high, outcomes, whole=True)]
 
 
 def _quantities(i: Inputs) -> tuple[float, float]:

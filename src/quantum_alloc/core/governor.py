@@ -76,6 +76,12 @@ def _decision_id(inputs: Inputs, verdict: str, reason: str) -> str:
     return hashlib.sha256("\x1f".join(parts).encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
+def _detail(inputs: Inputs, f: Facts | None) -> str:
+    return (
+        inputs.plan.flaw or (f.order.detail if f is not None else "") or "timestamp: it is ahead of the server's clock"
+    )
+
+
 def evaluate(inputs: Inputs, params: GovernorParams | None = None) -> Permit | Block:
     """One plan's verdict from everything that it hangs on.
 
@@ -107,6 +113,7 @@ def evaluate(inputs: Inputs, params: GovernorParams | None = None) -> Permit | B
             retry_s,
             p.disarm_on_burst and is_burst,
             _decision_id(inputs, "BLOCK", first.reason),
+            _detail(inputs, f) if first.reason == "bad_plan" else "",
         )
     return Permit(
         inputs,

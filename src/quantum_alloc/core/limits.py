@@ -23,6 +23,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 US = 1_000_000
 HOUR_S, BURST_S, DAY_S = 3600, 300, 86_400
+BUDGET_STALE_S, MARKET_STALE_S, PORTFOLIO_STALE_S, TARGET_STALE_S = 60, 60, 60, 300
+"""Greatest age of what the gates look at, whole seconds."""
 
 
 def us(seconds: float) -> int:

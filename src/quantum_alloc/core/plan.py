@@ -6,7 +6,8 @@
     the same, position known flat                    nothing to close
     the same, position unknown                       the plan's own quantity, reduce-only; without one it is refused
     an order against the position, not past it       reduces, at its own quantity
-    anything else                                    an open: needs a side, a quantity, and a kill score
+    anything else                                    an open: needs a side, a quantity, a kill score, and an action
+                                                     that does not speak of closing
 
 What reduces is counted as a close by the rate gates and is never blocked by gates 0, 0.5, 1 and 4.
 Source: the project's governor, section 1.
@@ -23,6 +24,8 @@ from quantum_alloc.core.fields import number
 FULL_CLOSE = "FULL_CLOSE_PROPOSED"
 CLOSING_SHARE = {FULL_CLOSE: 1.0, "PARTIAL_75": 0.75, "PARTIAL_50": 0.5, "PARTIAL_25": 0.25}
 """Share of the position that each closing action closes."""
+CLOSING_WORDS = ("CLOSE", "EXIT", "REDUCE", "FLATTEN")
+"""What an action of another name must not contain where its order would open."""
 
 
 class Side(StrEnum):
@@ -138,6 +141,8 @@ def order_of(plan: Plan, position_qty: float | None, *, needs_kill_score: bool =
     against = position_qty is not None and position_qty * plan.side.sign < 0.0
     if against and position_qty is not None and plan.qty <= abs(position_qty):
         return Order(Movement.CLOSE, True, plan.side, plan.qty)
+    if any(word in plan.action.upper() for word in CLOSING_WORDS):
+        return Order(Movement.OPEN, False, plan.side, plan.qty, "bad_plan", "action: it says close and would open")
     if needs_kill_score and plan.kill_score is None:
         return Order(Movement.OPEN, False, plan.side, plan.qty, "bad_plan", "kill_score")
     return Order(Movement.OPEN, False, plan.side, plan.qty)

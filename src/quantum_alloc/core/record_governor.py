@@ -157,6 +157,7 @@ def governor_fields(made: Permit | Block, params: GovernorParams) -> dict[str, s
         "observed": number(made.observed),
         "limit": number(made.limit),
         "retry_after_s": number(made.retry_after_s),
+        "detail": made.detail,
     }
 
 

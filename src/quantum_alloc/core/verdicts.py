@@ -70,6 +70,7 @@ class Block(Explained):
         retry_after_s: seconds after which time alone would lift it; None where it would not.
         disarms: True where it sets the kill switch to reduce.
         decision_id: made of its content.
+        detail: what is wrong with a bad plan, for people.
     """
 
     inputs: Inputs
@@ -81,6 +82,7 @@ class Block(Explained):
     retry_after_s: float | None
     disarms: bool
     decision_id: str
+    detail: str = ""
 
     @property
     def plan(self) -> Plan:

@@ -309,7 +309,7 @@ def _governor(parts: Parts) -> tuple[AnyLoop, str]:
     signing = governor_setup.signing_keys(options.signing_key_file, parts.settings.redis.credentials_directory)
     keeper = governor_setup.keeper(
         parts.store, common.state_directory, consumer, params, options.events_stream, common.stream_maxlen,
-        journalled=options.durability == "journal",
+        journalled=options.durability == "journal", simulated=parts.clock if simulated else None,
     )  # fmt: skip
     made = governor_setup.governor(
         parts.store,

@@ -391,7 +391,8 @@ def text(symbol: str, found: Sequence[Explanation]) -> str:
         found: one explanation a service.
     """
     if not any(e.record for e in found):
-        return f"Nothing is on record for {symbol}: status and diff-lanes show which symbols there are."
+        hint = "--plan says that a plan id is meant"
+        return f"Nothing is on record for {symbol}: status and diff-lanes show which symbols there are; {hint}."
     return parts(symbol, found)
 
 

@@ -28,12 +28,13 @@ NAMES = {g.gate: g.name for g in GATES}
 SERVICE = "governor"
 
 
-def explain(store: Store, stream: str, plan_id: str, now: float) -> Explanation:
+def explain(store: Store, stream: str, plans: str, plan_id: str, now: float) -> Explanation:
     """The verdict on a plan.
 
     Args:
         store: where to look.
         stream: of events.
+        plans: stream of plans, for one that has no verdict yet.
         plan_id: the plan.
         now: unix seconds.
 
@@ -45,7 +46,7 @@ def explain(store: Store, stream: str, plan_id: str, now: float) -> Explanation:
         if f.get("plan_id") != plan_id:
             continue
         if f.get("event") in VERDICTS:
-            return verdict(f, now, tuple(later))
+            return verdict(f, now, tuple(later), _permit(store, plan_id))
         if f.get("event") in ("REPLAY", "CONFLICT"):
             later.append(f)
     first = gw.answer(store.read([("GET", LIVE.tombstone(plan_id))])[0])
@@ -54,7 +55,22 @@ def explain(store: Store, stream: str, plan_id: str, now: float) -> Explanation:
         return Explanation(SERVICE, says, record={"plan_id": plan_id, "reason": first.reason})
     if later:
         return Explanation(SERVICE, "Its first answer is gone from the stream; it was asked for again since.")
-    return Explanation(SERVICE, "Nothing is on record for this plan: was it put into the stream of plans?")
+    plan = next((f for f in backwards(store, plans) if f.get("plan_id") == plan_id), None)
+    if plan is None:
+        hint = "" if plan_id == plan_id.upper() else " (Symbols are written in capitals.)"
+        return Explanation(SERVICE, f"Nothing is on record for this plan, and it is not in the stream of plans.{hint}")
+    says = "It waits: no governor has answered it yet."
+    if plan.get("decision") != "EXECUTE":
+        says = f"Its decision is {plan.get('decision', 'absent')!r}, not EXECUTE: it is not governed."
+    return Explanation(SERVICE, says, age_of(plan, now, "timestamp"), record=plan)
+
+
+def _permit(store: Store, plan_id: str) -> str:
+    """The permit that stands now, and for how long; empty for none."""
+    raw, left = store.read([("GET", LIVE.permit(plan_id)), ("TTL", LIVE.permit(plan_id))])
+    if not isinstance(raw, bytes) or not isinstance(left, int):
+        return ""
+    return f"the permit stands for another {left} s, {LIVE.permit(plan_id)}: {raw.decode('utf-8', 'backslashreplace')}"
 
 
 def last_of(store: Store, stream: str, symbol: str, now: float) -> Explanation:
@@ -74,27 +90,28 @@ def last_of(store: Store, stream: str, symbol: str, now: float) -> Explanation:
     return Explanation(SERVICE, "There is no verdict on record.") if record is None else verdict(record, now)
 
 
-def verdict(record: Fields, now: float, later: tuple[Fields, ...] = ()) -> Explanation:
+def verdict(record: Fields, now: float, later: tuple[Fields, ...] = (), permit: str = "") -> Explanation:
     """A verdict in words.
 
     Args:
         record: fields of a PERMIT or BLOCK event.
         now: unix seconds.
         later: fields of what was answered to the same id afterwards, newest first.
+        permit: what to say of the permit that stands; empty for none.
     """
     age = age_of(record, now, "timestamp")
     if "gates" not in record:
         says = f"{record.get('event')} ({record.get('reason')}); it was not decided by the gates."
+        if record.get("reason") == "restored":
+            says = "PERMIT; it was put back after the server had lost it, and its record was lost with it."
         return Explanation(SERVICE, says, age, record=record)
     try:
         inputs = governor_inputs(record)
         gates = tuple(_row(row) for row in json.loads(record["gates"]))
         blocking = [g for g in gates if g["outcome"] == "block"]
         turns = flips(governor_knobs(record))
-        return Explanation(
-            SERVICE, _says(record, inputs), age, _because(record, blocking, bool(turns), later), _inputs(inputs), turns,
-            record, gates,
-        )  # fmt: skip
+        why = _because(record, blocking, bool(turns), later, permit)
+        return Explanation(SERVICE, _says(record, inputs), age, why, _inputs(inputs), turns, record, gates)
     except UNREADABLE as error:
         return foreign(SERVICE, record, error, age)
 
@@ -106,14 +123,14 @@ def _says(record: Fields, inputs: Inputs) -> str:
         side = f"{record['side']} " if record["side"] else ""
         qty, usd = short(record["computed_qty"]), short(record["computed_notional"])
         return f"PERMIT: {order} may {side}{qty}, {usd} USD, as {record['movement']} (mode {mode})."
-    flaw = f", the field {plan.flaw}" if plan.flaw else ""
+    flaw = f" ({record['detail']})" if record.get("detail") else ""
     return f"BLOCK: {order} is blocked by gate {record['gate']}: {record['reason']}{flaw} (mode {mode})."
 
 
 def _because(
-    record: Fields, blocking: Sequence[Mapping[str, Any]], has_turns: bool, later: tuple[Fields, ...]
+    record: Fields, blocking: Sequence[Mapping[str, Any]], has_turns: bool, later: tuple[Fields, ...], permit: str
 ) -> tuple[str, ...]:
-    out = []
+    out = [permit] if permit else []
     if record["event"] == "PERMIT":
         out.append(f"hint {record['eff_action']} x {short(record['eff_factor'])}: {record['eff_reason']}")
     if len(blocking) > 1:

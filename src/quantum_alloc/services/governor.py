@@ -11,6 +11,7 @@ Source: the project's governor.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -22,9 +23,11 @@ from quantum_alloc.adapters.clock import Clock
 from quantum_alloc.adapters.commit import Basis, Item, Status
 from quantum_alloc.adapters.governor_read import Reader
 from quantum_alloc.adapters.governor_scripts import COMMIT, DISARM
-from quantum_alloc.adapters.intake import Entry, Intake
+from quantum_alloc.adapters.intake import TRIES, Entry, Intake
 from quantum_alloc.adapters.journal import Entry as JournalEntry
 from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.ops_entry import LedgerError, Operation
+from quantum_alloc.adapters.ops_ledger import OpsLedger
 from quantum_alloc.adapters.permits import SigningKey
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.core.fields import compact
@@ -40,8 +43,11 @@ from quantum_alloc.services.governor_tell import Tally
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "governor"
+log = logging.getLogger("quantum_alloc.governor")
 ERRORS_WITHIN_S = 60.0
 TRY_AGAIN_S = 0.02
+VAIN_CYCLES = 100
+"""After so many cycles without an answer ``--once`` leaves what waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +135,7 @@ class Governor:
             self._clock = ClockState(None, _elapsed_us(), 0, _elapsed_us())
         self._position = ""
         self._consumers: frozenset[str] = frozenset()
+        self._vain = 0
         self._errors: deque[float] = deque()
         self._errors_seen = 0.0
         self.done = Done()
@@ -163,9 +170,9 @@ class Governor:
 
     def _snapshot(self, entries: Sequence[Entry]) -> Seen:
         for entry in entries:
-            if entry.plan is None and not entry.is_given_up:
+            if entry.plan is None and entry.tries < 2 * TRIES:  # where even this fails, it is given up unread
                 entry.plan = plans.decode(entry.raw)
-        wanted = [e.plan for e in entries if isinstance(e.plan, Plan) and not e.is_given_up]
+        wanted = [e.plan for e in entries if isinstance(e.plan, Plan)]
         simulated_us = None if self._set.simulated is None else round(self._set.simulated.now() * US)
         head, replies, connection = self._reader.fetch(self.keeper.queries(), wanted, simulated_us)
         read_us = time_us(head[0])
@@ -180,8 +187,9 @@ class Governor:
         kill, wrote = self.keeper.kill(head[1:4], server_us)
         epoch = head[4].decode("utf-8", "replace") if isinstance(head[4], bytes) else ""
         hold, until = "", None
-        if self.keeper.known.hold_until_us > server_us:
-            hold, until = "recovery_hold", self.keeper.known.hold_until_us
+        held_us = max(self.keeper.known.hold_until_us, self._reader.hold_until_us(replies) if wanted else 0)
+        if held_us > server_us:
+            hold, until = "recovery_hold", held_us
         elif not is_stable:
             hold = "clock_unstable"
         taken = frozenset(e.plan.plan_id for e in entries if e.taken and isinstance(e.plan, Plan))
@@ -196,6 +204,8 @@ class Governor:
             connection,
             is_stable,
             simulated_us,
+            self._where.consumer,
+            self.keeper.fence,
         )
         return Seen(tuple(entries), basis, wrote)
 
@@ -205,11 +215,13 @@ class Governor:
         """The answers, in the order of the stream; pure but for what ``attempt`` counts."""
         if seen.wrote_latch:
             return Made()
-        asked = [e.plan for e in seen.entries if isinstance(e.plan, Plan) and not e.is_given_up]
+        answers_by_id = seen.basis.snapshot.answers
+        answered = {e.id for e in seen.entries if isinstance(e.plan, Plan) and e.plan.plan_id in answers_by_id}
+        asked = [e.plan for e in seen.entries if isinstance(e.plan, Plan) and (not e.is_given_up or e.id in answered)]
         decided = iter(decide_batch(asked, seen.basis.snapshot, self._set.params, attempt))
         answers: list[Decision | plans.BadId | plans.NotGoverned | None] = []
         for entry in seen.entries:
-            if entry.is_given_up:
+            if entry.is_given_up and entry.id not in answered:
                 answers.append(None)
             elif isinstance(entry.plan, Plan):
                 answers.append(next(decided))
@@ -255,6 +267,8 @@ class Governor:
                 self.done.settled.append(answer)
             elif entry.id not in settled:
                 self.done.moved += 1
+            if status is Status.OK and isinstance(answer, Block) and answer.disarms:
+                self._write_down(f"a burst of opens of {answer.plan.symbol}")
 
     def _commit(self, items: Sequence[Item], seen: Seen) -> commit.Committed:
         permits = [
@@ -299,7 +313,8 @@ class Governor:
             case Undecided():
                 return None
             case Permit():
-                made = gwrites.permit_item(entry.id, answer, params, self._set.keys, self._tombstone_ttl_s(now_us))
+                ttl_s, by = self._tombstone_ttl_s(now_us), self._where.consumer
+                made = gwrites.permit_item(entry.id, answer, params, self._set.keys, ttl_s, by)
             case Block():
                 made = gwrites.block_item(entry.id, answer, params)
             case Replay() | Conflict():
@@ -345,7 +360,21 @@ class Governor:
         keys = [self._where.keys.kill, self._where.events]
         if self._store.run(DISARM, keys, args, self._store.connections) == 1:
             m.add("quantum_govern_disarm_total", "error_count")
+            log.warning("auto-disarm: %d programming errors set the kill switch to reduce", len(self._errors))
+            self._write_down(f"{len(self._errors)} programming errors within a minute")
         self._errors.clear()
+
+    def _write_down(self, why: str) -> None:
+        """A disarm is an operation: the OPS ledger tells of it, as far as it can be written."""
+        keys, by = self._where.keys, f"governor {self._where.consumer}"
+        done = Operation(
+            operation_name="auto_disarm", requested_by=by, risk_class="LOW_RISK_CONFIG", objective=why,
+            changes_summary=f"{keys.kill} = reduce",
+        )  # fmt: skip
+        try:
+            OpsLedger(self._where.directory, self._store).append(done, time.time())
+        except (LedgerError, StoreError, OSError) as error:
+            log.warning("the OPS ledger does not tell of the disarm: %s", error)
 
     def look_around(self) -> None:
         """Note which other governors there are, when that has been looked up anew."""
@@ -355,12 +384,13 @@ class Governor:
 
     @property
     def has_more(self) -> bool:
-        """True while there are plans to decide."""
-        return self.intake.waiting > 0 or bool(self.done.settled)
+        """True while there are plans to decide, and deciding them comes to something."""
+        self._vain = 0 if self.done.settled or not self.intake.waiting else self._vain + 1
+        return bool(self.done.settled) or 0 < self._vain < VAIN_CYCLES
 
     def wait_s(self, _: float) -> float:
         """Reading waits for plans; what could not be settled is tried again after a moment."""
-        return TRY_AGAIN_S if self.intake.waiting and not self.done.settled and not self.done.moved else 0.0
+        return TRY_AGAIN_S if self.intake.waiting and not self.done.settled else 0.0
 
     @property
     def settled(self) -> list[Decision | plans.BadId | plans.NotGoverned | None]:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters import journal as journals
+from quantum_alloc.adapters.clock import Clock
 from quantum_alloc.adapters.effects import Command, Reply, StreamAdd
 from quantum_alloc.adapters.governor_files import Known, KnownFile, Latch, LatchFile, microseconds, seconds
 from quantum_alloc.adapters.governor_scripts import LATCH, RESTORE
@@ -32,7 +33,11 @@ from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import DAY_S, HOUR_S, US
 
 RESTORE_AT_ONCE = 100
-FIRST_START, GOES_ON = "first start", "goes on"
+CHANGES = {
+    "missing": "the server does not know of this governor any more (flushed, or a new one)",
+    "restarted": "the server was started again",
+    "different": "the server is another one than this governor worked with",
+}
 log = logging.getLogger("quantum_alloc.governor")
 
 
@@ -62,16 +67,26 @@ class Keeper:
         where: names and numbers.
         journal: of permits.
         epoch: the server's run that was verified; empty before.
+        fence: number of this verification, in the book; a commit with another one is refused.
         changes: how often the server was found to be another one.
         restored: permits that were put back.
     """
 
-    def __init__(self, store: Store, where: Where, params: GovernorParams, journal: Journal, known: KnownFile) -> None:
+    def __init__(
+        self,
+        store: Store,
+        where: Where,
+        params: GovernorParams,
+        journal: Journal,
+        known: KnownFile,
+        simulated: Clock | None = None,
+    ) -> None:
         """Prepare; nothing is read yet."""
+        self._simulated = simulated
         self._store, self.where, self._params, self._file = store, where, params, known
         self.journal = journal
         self.latch = LatchFile(where.directory, where.consumer)
-        self.epoch = ""
+        self.epoch = self.fence = ""
         self.changes = self.restored = 0
         self._verified = -1
         self._resolved = False
@@ -117,23 +132,45 @@ class Keeper:
             StoreError: the store did not answer.
         """
         keys = self.where.keys
-        info, told, clock = self._store.read([("INFO", "server"), ("GET", keys.epoch), ("TIME",)])
+        # the fence first: a commit that was given up and is still under way is refused from now on
+        fence: Command = ("HINCRBY", keys.book, gw.fence_field(self.where.consumer), 1)
+        fenced, info, told, clock = self._store.read([fence, ("INFO", "server"), ("GET", keys.epoch), ("TIME",)])
         connection = self._store.connections
         run, epoch = _run_id(info), told.decode("utf-8", "replace") if isinstance(told, bytes) else ""
-        now_us = time_us(clock)
+        now_us = self._now_us(clock)
         if not run or now_us is None:
             raise StoreError("other", "the server does not tell its run id: INFO and TIME must be allowed")
         known = self.known.epoch
-        if (not epoch and not known) or (epoch == run and known in ("", run)):
-            found = self._settle(run)
-            if epoch != run:
-                self._store.read([("SET", keys.epoch, run)])
-            self._keep(epoch=run)
+        if epoch.partition("@")[0] == run and known in ("", epoch):
+            mark, found = epoch, self._settle(epoch)
+            self._keep(epoch=mark)
+        elif not epoch and not known and not self._is_known_here():
+            mark, found = self._mark("", run), self._settle(run)
+            self._keep(epoch=mark)
         else:
             found = []
-            self._changed(run, epoch, now_us)
-        self.epoch, self._verified = run, connection
+            mark = epoch if epoch.partition("@")[0] == run else run if epoch else f"{run}@{now_us}"
+            mark = self._changed(mark, epoch, now_us)
+        self.epoch, self._verified = mark, connection
+        self.fence = str(fenced) if isinstance(fenced, int) else ""
         return found
+
+    def _now_us(self, reply: Reply) -> int | None:
+        """The server's time, or what stands for it."""
+        return time_us(reply) if self._simulated is None else round(self._simulated.now() * US)
+
+    def _is_known_here(self) -> bool:
+        here = self.where.directory
+        return any(KnownFile(p).known.epoch for p in here.glob("governor-*.known"))
+
+    def _mark(self, epoch: str, mark: str) -> str:
+        """Write the epoch; where it was missing the first governor to do so names it for all."""
+        key = self.where.keys.epoch
+        _, told = self._store.read([("SET", key, mark, *(() if epoch else ("NX",))), ("GET", key)])
+        if isinstance(told, bytes):
+            return told.decode("utf-8", "replace")
+        self._store.read([("SET", key, mark)])  # it held another type
+        return mark
 
     def _settle(self, run: str) -> list[Entry]:
         """The same server: an intent without a tombstone is void, one with it is done."""
@@ -161,40 +198,48 @@ class Keeper:
         keys, found = self.where.keys, {}
         replies = self._store.read([("GET", keys.tombstone(e.plan_id)) for e in entries])
         for entry, reply in zip(entries, replies, strict=True):
-            stamp = _stamp(reply, _decision_id(entry))
+            stamp = _stamp(reply, entry)
             if stamp is not None:
                 found[entry.plan_id] = stamp
         return found
 
-    def _changed(self, run: str, epoch: str, now_us: int) -> None:
+    def _changed(self, run: str, epoch: str, now_us: int) -> str:
         """Another server, or one that forgot: put back what the journals know, hold opens back where they do not."""
         known = self.known.epoch
         reason = "missing" if not epoch else "restarted" if epoch == known else "different"
-        entries = [e for path in sorted(self.where.directory.glob(f"*{journals.SUFFIX}")) for e in journals.read(path)]
+        own = self.journal.path
+        entries = [
+            e
+            for path in sorted(self.where.directory.glob(f"*{journals.SUFFIX}"))
+            for e in journals.read(path)
+            if e.is_done or path == own or e.run != epoch  # of the run that stands: another one is about to commit it
+        ]
         lacking = self._put_back(entries, now_us)
         holds = self.journal.path is None or bool(self.known.others) or not known
         until = self.known.hold_until_us
         if holds:
             hold_s = max(self._params.permit_ttl_s, self._params.plan_max_age_s, HOUR_S, self._params.symbol_cooldown_s)
             until = max(until, now_us + hold_s * US)
+            self._store.read([("HSET", self.where.keys.book, gw.HOLD, until)])  # one that joins later holds too
         self.journal.resolve([replace(e, is_done=True) for e in self.journal.read()])
         self._resolved = True
         more = {"epoch": run, "epoch_before": epoch or known, "restored": str(lacking), "held": str(int(holds))}
         told = event("STORE_EPOCH_CHANGE", "", "", reason, now_us / US, more)
         self._store.apply([(StreamAdd(self.where.events, told, self.where.maxlen),)])
+        run = self._mark(epoch, run)
         self._keep(epoch=run, hold_until_us=until)
-        self._store.read([("SET", self.where.keys.epoch, run)])
         self.changes += 1
         log.warning(
-            "the server is another run (%s): %d permits put back%s", reason, lacking,
+            "%s: %d permits put back%s", CHANGES[reason], lacking,
             f", opens are held back until {until // US}" if holds else "",
         )  # fmt: skip
+        return run
 
     def _put_back(self, entries: Sequence[Entry], now_us: int | None) -> int:
         """Tombstones, ledger entries and outstanding opens that the store lacks."""
-        keys, p, lacking = self.where.keys, self._params, 0
+        keys, p, lacking, unwritten = self.where.keys, self._params, 0, 0
         if now_us is None:
-            now_us = time_us(self._store.read([("TIME",)])[0]) or 0
+            now_us = self._now_us(self._store.read([("TIME",)])[0]) or 0
         since, today = now_us - max(HOUR_S, p.symbol_cooldown_s) * US, now_us // (DAY_S * US)
         for at in range(0, len(entries), RESTORE_AT_ONCE):
             names = [keys.book, self.where.events]
@@ -205,12 +250,17 @@ class Keeper:
                 names += [keys.tombstone(e.plan_id), keys.ledger(e.symbol)]
                 usd = "" if e.usd is None else repr(e.usd)
                 args += [e.plan_id, e.symbol, e.issued, usd, e.tombstone, e.tombstone_ttl_s * 1000, e.at_us]
-                args += [e.until_us, int(counted), _decision_id(e)]
+                args += [e.until_us, int(counted), _decision_id(e), int(e.is_done)]
             reply = self._store.run(RESTORE, names, args, self._store.connections)
-            if not isinstance(reply, int) or reply < 0:
+            found, failed = reply if isinstance(reply, list) and len(reply) == 2 else (None, None)
+            if not isinstance(found, int) or not isinstance(failed, int):
                 raise StoreError("other", f"{keys.book} or {self.where.events} holds another type: delete it")
-            lacking += reply
+            lacking += found
+            unwritten += failed
         self.restored += lacking
+        if unwritten:
+            text = f"{unwritten} permits cannot be put back: a tombstone or a ledger of theirs holds another type"
+            raise StoreError("other", f"{text}: delete it")
         return lacking
 
     def kill(self, replies: Sequence[Reply], now_us: int) -> tuple[Kill, bool]:
@@ -233,7 +283,7 @@ class Keeper:
                 self.latch.clear()
                 log.warning("the kill switch was rearmed")
             if self.latch.latch is None and (state is Kill.HALT or is_latched):
-                self.latch.write(_latch_of(latch, now_us))
+                self.latch.write(_latch_of(latch, max(now_us, (rearmed_us or 0) + 1)))
                 log.warning("the kill switch is at HALT: it is latched until somebody rearms")
         except OSError as error:
             raise StoreError("journal", f"the latch cannot be kept in the state directory ({error.strerror})") from None
@@ -249,8 +299,8 @@ class Keeper:
                 self.where.maxlen,
             ]
             keys = self.where.keys
-            self._store.run(LATCH, [keys.latch, keys.rearm, self.where.events], args, self._store.connections)
-            wrote = True
+            reply = self._store.run(LATCH, [keys.latch, keys.rearm, self.where.events], args, self._store.connections)
+            wrote = reply == 1  # else somebody has, or has rearmed, or it cannot be: the commit tells
         if self.latch.latch is not None or is_latched:
             return Kill.HALT, wrote
         return state, wrote
@@ -303,15 +353,20 @@ def _run_id(reply: Reply) -> str:
     return found.partition(b":")[2].decode("ascii", "replace").strip()
 
 
-def _decision_id(entry: Entry) -> str:
+def _told(entry: Entry) -> Mapping[str, object]:
     told: Mapping[str, object] = json.loads(entry.tombstone + "}")
-    return str(told.get("decision_id", ""))
+    return told
 
 
-def _stamp(reply: Reply, decision_id: str) -> int | None:
-    """When the tombstone of a decision was written; None where it is not that decision's."""
+def _decision_id(entry: Entry) -> str:
+    return str(_told(entry).get("decision_id", ""))
+
+
+def _stamp(reply: Reply, entry: Entry) -> int | None:
+    """When the tombstone of a permit was written; None where it is another decision's, or another governor's."""
     try:
         told = json.loads(reply) if isinstance(reply, bytes) else {}
-        return int(told["stamp_us"]) if told.get("decision_id") == decision_id else None
+        mine = all(told.get(name) == _told(entry).get(name) for name in ("decision_id", "by"))
+        return int(told["stamp_us"]) if mine else None
     except (ValueError, KeyError, TypeError):
         return None

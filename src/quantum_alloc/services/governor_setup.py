@@ -9,6 +9,7 @@ import re
 import socket
 from pathlib import Path
 
+from quantum_alloc.adapters.clock import Clock
 from quantum_alloc.adapters.governor_files import KnownFile
 from quantum_alloc.adapters.governor_read import Reader
 from quantum_alloc.adapters.intake import Intake, Tries
@@ -75,6 +76,7 @@ def keeper(
     maxlen: int,
     *,
     journalled: bool,
+    simulated: Clock | None = None,
 ) -> Keeper:
     """What keeps epoch, latch and journal.
 
@@ -86,6 +88,7 @@ def keeper(
         events: stream of events.
         maxlen: about how many entries it keeps.
         journalled: whether there is a journal.
+        simulated: a clock in the place of the server's.
 
     Raises:
         SettingsError: the directory cannot be used, or another governor has the name.
@@ -93,13 +96,13 @@ def keeper(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         known = KnownFile(directory / state_file(consumer, "known"))
-        journal = Journal(directory if journalled else None, consumer)
+        journal = Journal(directory, consumer, keeps=journalled)
     except InUse as error:
         raise SettingsError([str(error)]) from None
     except OSError as error:
         text = f"STATE_DIRECTORY={str(directory)!r}: the governor cannot keep its state there ({error.strerror})"
         raise SettingsError([f"{text}: name a directory that it may write to"]) from None
-    return Keeper(store, Where(LIVE, events, maxlen, directory, consumer), params, journal, known)
+    return Keeper(store, Where(LIVE, events, maxlen, directory, consumer), params, journal, known, simulated)
 
 
 def governor(

@@ -79,9 +79,9 @@ class Tally:
         self._say(basis)
         if not g.settled and not g.moved:
             return Told("")
-        told = " ".join(f"{name}={found[name]}" for name in ("permit", "block", "replay", "conflict") if found[name])
+        told = "".join(f" {name}={n}" for name, n in sorted(found.items()))
         more = f" moved={g.moved}" if g.moved else ""
-        return Told(f"Governor batch complete plans={len(g.settled)} {told}{more} mode={self._params.apply_mode}")
+        return Told(f"Governor batch complete plans={len(g.settled)}{told}{more} mode={self._params.apply_mode}")
 
     def _answer(self, answer: Decision | plans.BadId | plans.NotGoverned | None) -> str:
         if isinstance(answer, (Permit, Block)):
@@ -108,16 +108,29 @@ class Tally:
             m.add("p32_eff_apply_total", made.hint.action.value, made.hint.reason.value)
             if symbol in self._factors or len(self._factors) < SYMBOLS_MAX:
                 self._factors[symbol] = made.hint.factor
-                self._permits_us.setdefault(symbol, []).append(made.inputs.now_us)
+        self._count(symbol, made)
+        if isinstance(made, Permit):
             return
         m.add("quantum_govern_block_total", symbol, made.reason)
         if made.gate == "0.5":
             m.add("gov_p29_block_total", symbol)
         if made.disarms:
             m.add("quantum_govern_disarm_total", made.reason)
+            log.warning("auto-disarm: a burst of opens of %s sets the kill switch to reduce", made.plan.symbol)
         if log.isEnabledFor(logging.DEBUG):
             where = "P2.9 allocation" if made.gate == "0.5" else f"gate {made.gate} ({NAMES[made.gate]})"
             log.debug("plan %s of %s is blocked by %s: %s", made.plan.plan_id, made.plan.symbol, where, made.reason)
+
+    def _count(self, symbol: str, made: Permit | Block) -> None:
+        """What the ledger has counted of a symbol, whoever permitted it."""
+        use = made.inputs.usage
+        if use is None or made.plan.flaw or not (symbol in self._permits_us or len(self._permits_us) < SYMBOLS_MAX):
+            return
+        times = [*use.opens_us, *use.closes_us]
+        if isinstance(made, Permit):
+            times.append(made.inputs.now_us)
+        if times:
+            self._permits_us[symbol] = times
 
     def _gauges(self, basis: Basis, g: Governed) -> None:
         m, s = self._m, basis.snapshot

@@ -18,6 +18,7 @@ from quantum_alloc.adapters.writes import stamp
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
 from quantum_alloc.core.efficiency import pressure, reallocation_weight
 from quantum_alloc.core.fields import number
+from quantum_alloc.core.plan import CLOSING_SHARE
 from quantum_alloc.services.options import AttributionOptions, EfficiencyOptions, Settings
 
 ORIGIN = {"origin": "inject"}
@@ -141,6 +142,58 @@ def regime(where: Where, name: str, confidence: float) -> Effect:
     return where.add(LIVE.stream("regime.state"), fields)
 
 
+def market(where: Where, symbol: str, price_usd: float) -> Effect:
+    """A symbol's market state.
+
+    Args:
+        where: how it is written.
+        symbol: the symbol.
+        price_usd: USD.
+    """
+    return HashSet(LIVE.market(symbol), {"price": number(price_usd), **stamp(where.now)})
+
+
+def position(where: Where, symbol: str, qty: float, mark_usd: float) -> Effect:
+    """A symbol's position.
+
+    Args:
+        where: how it is written.
+        symbol: the symbol.
+        qty: signed.
+        mark_usd: USD.
+    """
+    fields = {
+        "position_amt": number(qty),
+        "entry_price": number(mark_usd),
+        "mark_price": number(mark_usd),
+        "unrealized_pnl": "0.0",
+        "leverage": "1",
+    }
+    return HashSet(LIVE.position(symbol), {**fields, **stamp(where.now, "ts_epoch")})
+
+
+def portfolio(where: Where, equity_usd: float, notional_usd: float, count: int) -> Effect:
+    """The portfolio.
+
+    Args:
+        where: how it is written.
+        equity_usd: USD.
+        notional_usd: of all positions, USD.
+        count: of positions.
+    """
+    fields = {
+        "equity_usd": number(equity_usd),
+        "balance_usd": number(equity_usd),
+        "unrealized_pnl_usd": "0.0",
+        "positions_notional_usd": number(notional_usd),
+        "positions_count": str(count),
+        "peak_equity_usd": number(equity_usd),
+        "drawdown": "0.0",
+        "source": "inject",
+    }
+    return HashSet(LIVE.portfolio, {**fields, **stamp(where.now), "ts_utc": stamp(where.now)["ts"]})
+
+
 def plan_fields(symbol: str, now: float, told: Mapping[str, Any]) -> dict[str, str]:
     """The fields of a plan, its id made from the rest where none is told.
 
@@ -150,11 +203,13 @@ def plan_fields(symbol: str, now: float, told: Mapping[str, Any]) -> dict[str, s
         told: plan_id, action, decision, side, qty, price, kill_score, reduce_only.
     """
     price = {} if told["price"] is None else {"price": number(told["price"])}
+    closes = told["reduce_only"] or told["action"] in CLOSING_SHARE
+    side = {"side": told["side"] or "BUY"} if told["side"] or not closes else {}
     fields = {
         "symbol": symbol,
         "action": told["action"],
         "decision": told["decision"],
-        "side": told["side"],
+        **side,
         "qty": number(told["qty"]),
         "kill_score": number(told["kill_score"]),
         **price,

@@ -18,6 +18,7 @@ from typing import Any
 from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters.effects import Delete, HashSet, StreamAdd, TextSet
 from quantum_alloc.adapters.governor_files import microseconds, seconds
+from quantum_alloc.adapters.governor_scripts import LATCH
 from quantum_alloc.adapters.governor_writes import event
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.ops_entry import LedgerError
@@ -85,6 +86,18 @@ def _recorded(settings: Settings, store: Store, name: str, by: str, why: str, su
     return DONE
 
 
+def _latch(store: Store, settings: Settings, now_us: int, by: str, why: str) -> None:
+    """Latch at once: nobody else may have seen the halt when the switch is off again."""
+    rearm = store.read([("HMGET", LIVE.rearm, "at")])[0]
+    seen = rearm[0] if isinstance(rearm, list) and isinstance(rearm[0], bytes) else b""
+    args: list[str | bytes | int] = [seen, seconds(now_us), by, why, now_us // US, settings.common.stream_maxlen]
+    events = settings.of(GovernorOptions).events_stream
+    try:
+        store.run(LATCH, [LIVE.latch, LIVE.rearm, events], args, store.connections)
+    except StoreError as error:
+        print(f"quantum-alloc: the halt is set; governors that see it latch it: {error}", file=sys.stderr)
+
+
 def _kill(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = load(list(app.SERVICES), environ, together=False)
     store, by = app.open_store(settings), args.by or _user()
@@ -92,10 +105,12 @@ def _kill(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         store.apply([(TextSet(LIVE.kill, args.state),)])  # alone and first: nothing else may keep it from being set
         now_us = _now_us(store)
         state = STATES[args.state]
+        print(f"The kill switch is {state.value}.")
+        if state is Kill.HALT:
+            _latch(store, settings, now_us, by, args.why)
         told = event("KILL", "", "", args.state, now_us / US, {"state": state.value, "by": by, "why": args.why})
         events = settings.of(GovernorOptions).events_stream
         refused = store.apply([(StreamAdd(events, told, settings.common.stream_maxlen),)])
-        print(f"The kill switch is {state.value}.")
         for key, failure in refused:
             print(f"quantum-alloc: {key} does not tell of it: {failure.message}", file=sys.stderr)
         latch = store.read([("HMGET", LIVE.latch, "state", "since", "by", "why")])[0]

@@ -571,7 +571,9 @@ class GovernorOptions:
     )
     max_exec_per_hour: int = _limit("GOV_MAX_EXEC_PER_HOUR", _G.max_exec_per_hour, "Opens of a symbol in 3600 s.")
     max_exec_per_5min: int = _limit("GOV_MAX_EXEC_PER_5MIN", _G.max_exec_per_5min, "Opens of a symbol in 300 s.")
-    max_close_per_hour: int = _limit("GOV_MAX_CLOSE_PER_HOUR", _G.max_close_per_hour, "Closes of a symbol in 3600 s.")
+    max_close_per_hour: int = var(
+        "GOV_MAX_CLOSE_PER_HOUR", _G.max_close_per_hour, lo=0, hi=800, help="Closes of a symbol in 3600 s."
+    )
     max_close_per_5min: int = _limit("GOV_MAX_CLOSE_PER_5MIN", _G.max_close_per_5min, "Closes of a symbol in 300 s.")
     symbol_cooldown_s: int = var(
         "GOV_SYMBOL_COOLDOWN_SECONDS",

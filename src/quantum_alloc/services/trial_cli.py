@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,13 @@ def share(text: str) -> float:
     if value is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
+
+
+def whole(text: str) -> int:
+    """A whole number, 0 or more."""
+    if not (text.isascii() and text.isdigit() and len(text) < 9):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def epoch(text: str) -> float:
@@ -150,11 +157,21 @@ def _inject_parsers(kinds: Any) -> None:
     )
     market.add_argument("--confidence", type=share, default=0.8, metavar="X", help="0 to 1 (0.8)")
 
+    priced = kind("market", "a symbol's market state")
+    priced.add_argument("--price", type=positive, required=True, metavar="USD")
+    held = kind("position", "a symbol's position")
+    held.add_argument("--qty", type=amount, required=True, metavar="Q", help="signed; 0 is flat")
+    held.add_argument("--mark", type=positive, required=True, metavar="USD", help="its mark price")
+    owned = kind("portfolio", "the portfolio", of_symbol=False)
+    owned.add_argument("--equity", type=amount, default=100_000.0, metavar="USD", help="(100000)")
+    owned.add_argument("--notional", type=amount, default=0.0, metavar="USD", help="of all positions (0)")
+    owned.add_argument("--positions", type=whole, default=0, metavar="N", help="how many (0)")
+
     planned = kind("plan", "a plan, as a strategy proposes it")
     planned.add_argument("--plan-id", type=word, metavar="ID", help="(made from its content)")
     planned.add_argument("--action", type=word, default="ENTRY_PROPOSED", metavar="WORD", help="(ENTRY_PROPOSED)")
     planned.add_argument("--decision", type=word, default="EXECUTE", metavar="WORD", help="(EXECUTE)")
-    planned.add_argument("--side", choices=("BUY", "SELL", "LONG", "SHORT"), default="BUY", help="(BUY)")
+    planned.add_argument("--side", choices=("BUY", "SELL", "LONG", "SHORT"), help="(BUY; none for what closes)")
     planned.add_argument("--qty", type=positive, default=1.0, metavar="Q", help="(1)")
     planned.add_argument("--price", type=positive, metavar="USD")
     planned.add_argument("--kill-score", type=share, default=0.1, metavar="X", help="0 to 1 (0.1)")
@@ -175,7 +192,7 @@ def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             found = explain.gather(settings, store, args.what, now)
             found.append(explain_plan.last_of(store, events, args.what, now))
         else:
-            found = [explain_plan.explain(store, events, args.what, now)]
+            found = [explain_plan.explain(store, events, settings.common.plans_stream, args.what, now)]
     finally:
         store.close()
     if args.format == "json":
@@ -228,18 +245,21 @@ def _plot(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 
 def _effects(args: argparse.Namespace, where: inject.Where) -> list[Effect]:
-    if args.kind == "execution":
-        given = {"plan_id": args.plan_id, "regime": args.regime, "cluster": args.cluster, "signal": args.signal}
+    a = args
+    if a.kind == "execution":
+        given = {"plan_id": a.plan_id, "regime": a.regime, "cluster": a.cluster, "signal": a.signal}
         labels = {name: text for name, text in given.items() if text is not None}
-        one = inject.execution(where, args.symbol, args.pnl, args.qty, labels, nested=args.nested)
-        return [one] * args.count
-    if args.kind == "attribution":
-        return [inject.attribution(where, args.symbol, args.performance, args.confidence)]
-    if args.kind == "efficiency":
-        return [inject.efficiency(where, args.symbol, args.score, args.confidence)]
-    if args.kind == "regime":
-        return [inject.regime(where, args.name, args.confidence)]
-    return [inject.plan(where, inject.plan_fields(args.symbol, where.now, vars(args)))]
+        return [inject.execution(where, a.symbol, a.pnl, a.qty, labels, nested=a.nested)] * a.count
+    made: Mapping[str, Callable[[], Effect]] = {
+        "attribution": lambda: inject.attribution(where, a.symbol, a.performance, a.confidence),
+        "efficiency": lambda: inject.efficiency(where, a.symbol, a.score, a.confidence),
+        "regime": lambda: inject.regime(where, a.name, a.confidence),
+        "market": lambda: inject.market(where, a.symbol, a.price),
+        "position": lambda: inject.position(where, a.symbol, a.qty, a.mark),
+        "portfolio": lambda: inject.portfolio(where, a.equity, a.notional, a.positions),
+        "plan": lambda: inject.plan(where, inject.plan_fields(a.symbol, where.now, vars(a))),
+    }
+    return [made[a.kind]()]
 
 
 def _inject(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
