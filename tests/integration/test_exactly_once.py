@@ -401,7 +401,7 @@ def test_large_entries_are_met_a_few_at_a_time(client: Client, any_server: Embed
 
     class Weighing(Store):
         def read(self, commands: Sequence[Any], wait_s: float = 0.0) -> list[Reply]:
-            replies = super().read(commands)
+            replies = super().read(commands, wait_s)
             pages.extend(
                 len(r) for c, r in zip(commands, replies, strict=True) if c[0] == "XRANGE" and isinstance(r, list)
             )
