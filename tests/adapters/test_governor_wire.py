@@ -403,3 +403,16 @@ def test_zero_and_absence() -> None:
     assert decode("portfolio", positions_count=b"2.5").state == "malformed"
     assert decode("portfolio", positions_count=b"0").value == qa.Totals(1500.5, 0)
     assert decode("portfolio", positions_count=None).state == "malformed"
+
+
+def test_more_violations_than_are_read_at_once() -> None:
+    """What a flood of other symbols' violations may hide is not known; what was seen counts."""
+
+    def told(symbol: str) -> Any:
+        return [b"1-0", [b"json", json.dumps({"symbol": symbol, "position_notional": 5.0, "timestamp": 100}).encode()]]
+
+    flood = [told("OTHERUSDT")] * (gw.VIOLATIONS_AT_ONCE - 1)
+    seen = gw.violations([told("BTCUSDT"), *flood], 100.0, ["BTCUSDT", "ETHUSDT"])
+    assert seen["BTCUSDT"].value == 5.0
+    assert seen["ETHUSDT"].state == "redis_error"
+    assert gw.violations(flood, 100.0, ["ETHUSDT"])["ETHUSDT"].state == "missing"

@@ -90,3 +90,11 @@ def test_worked_turns() -> None:
     blocked = turns(replace(inputs, plan=replace(PLAN, kill_score=0.9)), qa.GovernorParams(apply_mode="production"))
     assert set(blocked) == {"kill score down"}
     assert blocked["kill score down"].at < 0.8
+
+
+def test_what_is_not_known_has_no_knob() -> None:
+    """Position, portfolio, ledger and book that cannot be read: only the plan's own numbers are left to turn."""
+    inputs = qa.Inputs(PLAN, NOW_US, usage=None, book=None)
+    record = qa.governor_fields(qa.evaluate(inputs, qa.GovernorParams()), qa.GovernorParams())
+    assert {k.input for k in governor_knobs(record)} == {"quantity", "price", "kill score"}
+    assert holds(governor_knobs(record)) == ()
