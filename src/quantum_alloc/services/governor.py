@@ -23,6 +23,7 @@ from quantum_alloc.adapters.clock import Clock
 from quantum_alloc.adapters.commit import Basis, Item, Status
 from quantum_alloc.adapters.governor_read import Reader
 from quantum_alloc.adapters.governor_scripts import COMMIT, DISARM
+from quantum_alloc.adapters.governor_wire import POS
 from quantum_alloc.adapters.intake import TRIES, Entry, Intake
 from quantum_alloc.adapters.journal import Entry as JournalEntry
 from quantum_alloc.adapters.metrics import Metrics
@@ -164,7 +165,7 @@ class Governor:
         found = self.keeper.verify()
         for entry in found:  # committed, and the reply was lost
             self._metrics.add("quantum_govern_allow_total", entry.symbol)
-        position = self._store.read([("HGET", self._where.keys.book, ":pos")])[0]
+        position = self._store.read([("HGET", self._where.keys.book, POS)])[0]
         if isinstance(position, bytes) and executions.entry_id(position) is not None:
             self._position = position.decode("ascii")
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from quantum_alloc.services.governor_options import GovernorOptions
 from quantum_alloc.services.redis_options import RedisOptions, is_host
 from quantum_alloc.services.service_options import (
     AllocationOptions,
@@ -21,7 +22,6 @@ from quantum_alloc.services.service_options import (
     ClustersOptions,
     EfficiencyOptions,
     FeedOptions,
-    GovernorOptions,
     PortfolioOptions,
     ProposerOptions,
     RegimeOptions,

@@ -8,7 +8,6 @@ makes the core's parameters, and with ``check()`` it refuses contradictions of i
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any, ClassVar, Protocol
 
 from quantum_alloc.core import (
     AllocationParams,
-    ApplyMode,
     AttributionParams,
     BudgetParams,
     ClusterParams,
     EfficiencyParams,
-    GovernorParams,
     ProposalParams,
     RegimeParams,
 )
@@ -55,7 +52,12 @@ class ServiceOptions(Protocol):
         """Seconds from cycle to cycle."""
 
 
-def _port(default: int) -> Any:
+def port_var(default: int) -> Any:
+    """A service's port.
+
+    Args:
+        default: where it listens unless told otherwise.
+    """
     return var("METRICS_PORT", default, lo=1, hi=65535, single=True, help=METRICS_HELP)
 
 
@@ -63,11 +65,26 @@ def _interval(env: str, default: float, hi: float) -> Any:
     return var(env, default, unit="seconds", lo=0.1, hi=hi, help="Time from cycle to cycle.")
 
 
-def _age(env: str, default: int, what: str) -> Any:
+def age_var(env: str, default: int, what: str) -> Any:
+    """A greatest age, seconds.
+
+    Args:
+        env: the environment variable.
+        default: seconds.
+        what: it is the age of.
+    """
     return var(env, default, unit="seconds", lo=1, hi=86400, help=f"Greatest age of {what} that is still used.")
 
 
-def _share(env: str, default: float, help: str, *, hi: float = 1.0) -> Any:
+def share_var(env: str, default: float, help: str, *, hi: float = 1.0) -> Any:
+    """A share.
+
+    Args:
+        env: the environment variable.
+        default: its value.
+        help: one sentence.
+        hi: greatest value.
+    """
     return var(env, default, lo=0, hi=hi, help=help)
 
 
@@ -124,13 +141,6 @@ def _events(env: str) -> Any:
     )
 
 
-_CONSUMER = re.compile(r"[A-Za-z0-9._@-]{1,100}")
-
-
-def _is_consumer(text: str) -> bool:
-    return _CONSUMER.fullmatch(text) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class FeedOptions:
     """Candles in; market state, bars and the paper book out."""
@@ -138,7 +148,7 @@ class FeedOptions:
     SERVICE: ClassVar[str] = "feed"
     DEFAULT_PORT: ClassVar[int] = 8045
 
-    port: int = _port(DEFAULT_PORT)
+    port: int = port_var(DEFAULT_PORT)
     candles: tuple[Path, ...] = var(
         "QA_FEED_CANDLES", (), example="/srv/candles/2025.csv.gz", help="Files to replay; none: simulated candles."
     )
@@ -183,10 +193,10 @@ class PortfolioOptions:
     SERVICE: ClassVar[str] = "portfolio"
     DEFAULT_PORT: ClassVar[int] = 8046
 
-    port: int = _port(DEFAULT_PORT)
+    port: int = port_var(DEFAULT_PORT)
     interval_s: float = _interval("P25_INTERVAL_SEC", 5.0, hi=60)
-    balance_stale_s: int = _age("QA_BALANCE_STALE_SEC", 120, "the account balance")
-    position_stale_s: int = _age("QA_POSITION_STALE_SEC", 60, "a position")
+    balance_stale_s: int = age_var("QA_BALANCE_STALE_SEC", 120, "the account balance")
+    position_stale_s: int = age_var("QA_POSITION_STALE_SEC", 60, "a position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,7 @@ class RegimeOptions:
     SERVICE: ClassVar[str] = "regime"
     DEFAULT_PORT: ClassVar[int] = 8047
 
-    port: int = _port(DEFAULT_PORT)
+    port: int = port_var(DEFAULT_PORT)
     interval_s: float = _interval("QA_REGIME_INTERVAL_SEC", 30.0, hi=3600)
     window: int = var("REGIME_WINDOW", _R.window, unit="bars", lo=8, hi=1400, help="Returns that it looks at.")
     horizon: int = var("REGIME_HORIZON", _R.horizon, unit="bars", lo=2, hi=100, help="How many of them are summed.")
@@ -224,7 +234,7 @@ class ClustersOptions:
     SERVICE: ClassVar[str] = "clusters"
     DEFAULT_PORT: ClassVar[int] = 8048
 
-    port: int = _port(DEFAULT_PORT)
+    port: int = port_var(DEFAULT_PORT)
     interval_s: float = _interval("QA_CLUSTERS_INTERVAL_SEC", 15.0, hi=150)
     lookback: int = var("P27_LOOKBACK", _C.lookback, unit="bars", lo=3, hi=1400, help="Bars that correlations look at.")
     corr_min: float = var(
@@ -259,12 +269,12 @@ class BudgetOptions:
     SERVICE: ClassVar[str] = "budget"
     DEFAULT_PORT: ClassVar[int] = 8049
 
-    port: int = _port(DEFAULT_PORT)
+    port: int = port_var(DEFAULT_PORT)
     mode: Mode = var("P28_MODE", Mode.SHADOW, help=_MODE_HELP)  # noqa: RUF009 - a field
     interval_s: float = _interval("P28_INTERVAL_SEC", 10.0, hi=150)
-    alpha_heat: float = _share("ALPHA_HEAT", _B.alpha_heat, "Weight of the portfolio's heat in the stress.", hi=100)
-    beta_cluster: float = _share("BETA_CLUSTER", _B.beta_cluster, "Weight of the clusters' stress.", hi=100)
-    gamma_vol: float = _share("GAMMA_VOL", _B.gamma_vol, "Weight of the symbol's volatility class.", hi=100)
+    alpha_heat: float = share_var("ALPHA_HEAT", _B.alpha_heat, "Weight of the portfolio's heat in the stress.", hi=100)
+    beta_cluster: float = share_var("BETA_CLUSTER", _B.beta_cluster, "Weight of the clusters' stress.", hi=100)
+    gamma_vol: float = share_var("GAMMA_VOL", _B.gamma_vol, "Weight of the symbol's volatility class.", hi=100)
     base_risk_pct: float = var(
         "BASE_RISK_PCT", _B.base_risk_pct, unit="fraction of equity", above=0, hi=1, help="Budget without any stress."
     )
@@ -274,8 +284,8 @@ class BudgetOptions:
     max_budget_usd: float = var(
         "MAX_BUDGET_K", _B.max_budget_usd, unit="USD", lo=0, hi=1e12, help="Ceiling of a budget; the name is historic."
     )
-    stale_portfolio_s: int = _age("STALE_SEC", _B.stale_portfolio_s, "the portfolio")
-    stale_data_s: int = _age("P28_STALE_DATA_SEC", _B.stale_data_s, "positions, market states and stress records")
+    stale_portfolio_s: int = age_var("STALE_SEC", _B.stale_portfolio_s, "the portfolio")
+    stale_data_s: int = age_var("P28_STALE_DATA_SEC", _B.stale_data_s, "positions, market states and stress records")
 
     def params(self) -> BudgetParams:
         """The numbers of P2.8.
@@ -297,17 +307,17 @@ class AllocationOptions:
     mode: Mode = var("P29_MODE", Mode.SHADOW, help=_MODE_HELP)  # noqa: RUF009 - a field
     interval_s: float = _interval("P29_INTERVAL_SEC", 5.0, hi=3600)
     target_ttl_s: int = var("TARGET_TTL_SEC", 300, unit="seconds", lo=1, hi=86400, help="Life of a written target.")
-    regime_factor_trend: float = _share("REGIME_FACTOR_TREND", _A.regime_factor_trend, "Factor of TREND.", hi=10)
-    regime_factor_mr: float = _share("REGIME_FACTOR_MR", _A.regime_factor_mr, "Factor of MEAN_REVERSION.", hi=10)
-    regime_factor_chop: float = _share("REGIME_FACTOR_CHOP", _A.regime_factor_chop, "Factor of CHOP.", hi=10)
-    cluster_stress_min: float = _share("CLUSTER_STRESS_MIN", _A.cluster_stress_min, "Smallest cluster factor.")
-    cluster_stress_max: float = _share("CLUSTER_STRESS_MAX", _A.cluster_stress_max, "Greatest cluster factor.")
-    dd_low_threshold: float = _share("DD_LOW_THRESHOLD", _A.dd_low_threshold, "Drawdown where zone MID begins.")
-    dd_high_threshold: float = _share("DD_HIGH_THRESHOLD", _A.dd_high_threshold, "Drawdown where zone HIGH begins.")
-    dd_factor_low: float = _share("DD_FACTOR_LOW", _A.dd_factor_low, "Factor of zone LOW.")
-    dd_factor_mid: float = _share("DD_FACTOR_MID", _A.dd_factor_mid, "Factor of zone MID.")
-    dd_factor_high: float = _share("DD_FACTOR_HIGH", _A.dd_factor_high, "Factor of zone HIGH, and of none known.")
-    perf_factor_min: float = _share("PERF_FACTOR_MIN", _A.perf_factor_min, "Performance factor at 0.")
+    regime_factor_trend: float = share_var("REGIME_FACTOR_TREND", _A.regime_factor_trend, "Factor of TREND.", hi=10)
+    regime_factor_mr: float = share_var("REGIME_FACTOR_MR", _A.regime_factor_mr, "Factor of MEAN_REVERSION.", hi=10)
+    regime_factor_chop: float = share_var("REGIME_FACTOR_CHOP", _A.regime_factor_chop, "Factor of CHOP.", hi=10)
+    cluster_stress_min: float = share_var("CLUSTER_STRESS_MIN", _A.cluster_stress_min, "Smallest cluster factor.")
+    cluster_stress_max: float = share_var("CLUSTER_STRESS_MAX", _A.cluster_stress_max, "Greatest cluster factor.")
+    dd_low_threshold: float = share_var("DD_LOW_THRESHOLD", _A.dd_low_threshold, "Drawdown where zone MID begins.")
+    dd_high_threshold: float = share_var("DD_HIGH_THRESHOLD", _A.dd_high_threshold, "Drawdown where zone HIGH begins.")
+    dd_factor_low: float = share_var("DD_FACTOR_LOW", _A.dd_factor_low, "Factor of zone LOW.")
+    dd_factor_mid: float = share_var("DD_FACTOR_MID", _A.dd_factor_mid, "Factor of zone MID.")
+    dd_factor_high: float = share_var("DD_FACTOR_HIGH", _A.dd_factor_high, "Factor of zone HIGH, and of none known.")
+    perf_factor_min: float = share_var("PERF_FACTOR_MIN", _A.perf_factor_min, "Performance factor at 0.")
     perf_factor_max: float = var("PERF_FACTOR_MAX", _A.perf_factor_max, lo=1, hi=10, help="Performance factor at 1.")
     max_symbol_pct: float = var(
         "MAX_SYMBOL_PCT", _A.max_symbol_pct, unit="fraction of equity", above=0, hi=1, help="Cap of a symbol."
@@ -315,7 +325,7 @@ class AllocationOptions:
     max_cluster_pct: float = var(
         "MAX_CLUSTER_PCT", _A.max_cluster_pct, unit="fraction of equity", above=0, hi=1, help="Cap of a cluster's sum."
     )
-    stale_data_s: int = _age("STALE_DATA_SEC", _A.stale_data_s, "an input")
+    stale_data_s: int = age_var("STALE_DATA_SEC", _A.stale_data_s, "an input")
     unmapped_cluster_policy: str = var(
         "UNMAPPED_CLUSTER_POLICY",
         _A.unmapped_cluster_policy,
@@ -425,9 +435,9 @@ class EfficiencyOptions:
     )
     vol_alpha: float = var("P31_VOL_ALPHA", _P31.vol_alpha, above=0, hi=1, help="Weight of the newest absolute PnL.")
     dd_alpha: float = var("P31_DD_ALPHA", _P31.dd_alpha, above=0, hi=1, help="Weight of the newest loss.")
-    w_vol: float = _share("P31_W_VOL", _P31.w_vol, "Weight of the volatility over the target.", hi=100)
-    w_dd: float = _share("P31_W_DD", _P31.w_dd, "Weight of the losses over the target.", hi=100)
-    w_hold: float = _share("P31_W_HOLD", _P31.w_hold, "Weight of the time since the last execution.", hi=100)
+    w_vol: float = share_var("P31_W_VOL", _P31.w_vol, "Weight of the volatility over the target.", hi=100)
+    w_dd: float = share_var("P31_W_DD", _P31.w_dd, "Weight of the losses over the target.", hi=100)
+    w_hold: float = share_var("P31_W_HOLD", _P31.w_hold, "Weight of the time since the last execution.", hi=100)
     hold_penalty_max_s: float = var(
         "P31_HOLD_PENALTY_MAX_SEC",
         _P31.hold_penalty_max_s,
@@ -472,17 +482,17 @@ class ProposerOptions:
     SERVICE: ClassVar[str] = "proposer"
     DEFAULT_PORT: ClassVar[int] = 8065
 
-    port: int = _port(DEFAULT_PORT)
+    port: int = port_var(DEFAULT_PORT)
     interval_s: float = _interval("LOOP_INTERVAL_SEC", 10.0, hi=3600)
     propose_ttl_s: int = var("PROPOSE_KEY_TTL", 600, unit="seconds", lo=1, hi=86400, help="Life of a proposal.")
     propose_stream: str = stream_var("PROPOSE_STREAM_NAME", "quantum:stream:allocation.target.proposed", "proposals")
     base: float = var("P31_BASE", _P.base, lo=0, hi=10, help="Multiplier at score 0.5.")
-    scale: float = _share("P31_SCALE", _P.scale, "What one unit of score moves the multiplier by.", hi=10)
-    min_mult: float = _share("P31_MIN_MULT", _P.min_mult, "Smallest multiplier.")
+    scale: float = share_var("P31_SCALE", _P.scale, "What one unit of score moves the multiplier by.", hi=10)
+    min_mult: float = share_var("P31_MIN_MULT", _P.min_mult, "Smallest multiplier.")
     max_mult: float = var("P31_MAX_MULT", _P.max_mult, lo=1, hi=10, help="Greatest multiplier.")
-    min_conf: float = _share("P31_MIN_CONF", _P.min_conf, "Smallest confidence of an efficiency that counts.")
-    stale_s: int = _age("P31_STALE_SEC", _P.stale_s, "an efficiency")
-    base_stale_s: int = _age("QA_PROPOSE_BASE_STALE_SEC", _P.base_stale_s, "a base target")
+    min_conf: float = share_var("P31_MIN_CONF", _P.min_conf, "Smallest confidence of an efficiency that counts.")
+    stale_s: int = age_var("P31_STALE_SEC", _P.stale_s, "an efficiency")
+    base_stale_s: int = age_var("QA_PROPOSE_BASE_STALE_SEC", _P.base_stale_s, "a base target")
 
     def params(self) -> ProposalParams:
         """The numbers of the proposer.
@@ -499,165 +509,6 @@ class ProposerOptions:
             ValueError: naming both variables.
         """
         check((self.propose_ttl_s > self.interval_s, "propose_ttl_s must be above interval_s: they expire"))
-
-
-_G = GovernorParams()
-
-
-def _limit(env: str, default: int, help: str) -> Any:
-    return var(env, default, lo=0, hi=10_000, help=help)
-
-
-def _usd(env: str, default: float, help: str) -> Any:
-    return var(env, default, unit="USD", lo=0, hi=1e12, help=help)
-
-
-@dataclass(frozen=True, slots=True)
-class GovernorOptions:
-    """A permit or a block for every plan (P3.2, step 2)."""
-
-    SERVICE: ClassVar[str] = "governor"
-    DEFAULT_PORT: ClassVar[int] = 8044
-
-    port: int = _port(DEFAULT_PORT)
-    apply_mode: ApplyMode = var(  # noqa: RUF009 - a field
-        "APPLY_MODE",
-        ApplyMode.DRY_RUN,
-        help="dry_run: permits are not filled; testnet: hard gates; production: all gates. Anything else is dry_run.",
-    )
-    testnet_enable_p29: bool = var("GOV_TESTNET_ENABLE_P29", False, help="In testnet, enforce gate 0.5 too.")
-    consumer: str = var(
-        "GOV_CONSUMER",
-        "",
-        accepts=_is_consumer,
-        expects="1 to 100 letters, digits or . _ @ -",
-        example="host1-governor-a",
-        help="Name of this governor, stable over restarts; empty: host and unit.",
-    )
-    durability: str = var(
-        "GOV_DURABILITY", "journal", choices=("journal", "none"), help="Whether permits are journalled to disk."
-    )
-    exposure_basis: str = var(
-        "GOV_EXPOSURE_BASIS",
-        "after",
-        choices=("after", "position"),
-        help="What gates 0 and 0.5 look at: the exposure after the plan, or the position alone.",
-    )
-    clock: str = var(
-        "CLOCK",
-        "server",
-        choices=("server", "simulated"),
-        help="Whose time counts; simulated is refused but on a server that this process started.",
-    )
-    events_stream: str = stream_var("STREAM_EVENTS", "quantum:stream:governor.events", "events")
-    plan_max_age_s: int = var(
-        "GOV_PLAN_MAX_AGE_SEC", _G.plan_max_age_s, unit="seconds", lo=1, hi=3600, help="Greatest age of a plan."
-    )
-    position_max_age_s: int = _age("GOV_POSITION_MAX_AGE_SEC", _G.position_max_age_s, "a position")
-    kill_score_critical: float = var(
-        "GOV_KILL_SCORE_CRITICAL",
-        _G.kill_score_critical,
-        lo=0,
-        hi=1e15,
-        help="Kill score from which on only what reduces passes.",
-    )
-    kill_score_absent: float | None = var(
-        "GOV_KILL_SCORE_ABSENT",
-        None,
-        lo=0,
-        hi=1e15,
-        example="0",
-        help="Kill score of an open that does not tell one; without it such an open is a bad plan.",
-    )
-    max_exec_per_hour: int = _limit("GOV_MAX_EXEC_PER_HOUR", _G.max_exec_per_hour, "Opens of a symbol in 3600 s.")
-    max_exec_per_5min: int = _limit("GOV_MAX_EXEC_PER_5MIN", _G.max_exec_per_5min, "Opens of a symbol in 300 s.")
-    max_close_per_hour: int = var(
-        "GOV_MAX_CLOSE_PER_HOUR", _G.max_close_per_hour, lo=0, hi=800, help="Closes of a symbol in 3600 s."
-    )
-    max_close_per_5min: int = _limit("GOV_MAX_CLOSE_PER_5MIN", _G.max_close_per_5min, "Closes of a symbol in 300 s.")
-    symbol_cooldown_s: int = var(
-        "GOV_SYMBOL_COOLDOWN_SECONDS",
-        _G.symbol_cooldown_s,
-        unit="seconds",
-        lo=0,
-        hi=86_400,
-        help="Time from a symbol's last permit to its next open.",
-    )
-    max_open_positions: int = _limit(
-        "GOV_MAX_OPEN_POSITIONS", _G.max_open_positions, "Symbols with a position or an outstanding open."
-    )
-    max_notional_per_trade_usd: float = _usd(
-        "GOV_MAX_NOTIONAL_PER_TRADE_USDT", _G.max_notional_per_trade_usd, "Notional of one open."
-    )
-    max_total_notional_usd: float = _usd(
-        "GOV_MAX_TOTAL_NOTIONAL_USDT", _G.max_total_notional_usd, "Notional of all positions and outstanding opens."
-    )
-    max_reduce_notional_per_day_usd: float = _usd(
-        "GOV_MAX_REDUCE_NOTIONAL_PER_DAY_USD",
-        _G.max_reduce_notional_per_day_usd,
-        "Notional of a symbol's closes in a UTC day.",
-    )
-    max_reduce_qty_per_day: float = var(
-        "GOV_MAX_REDUCE_QTY_PER_DAY",
-        _G.max_reduce_qty_per_day,
-        lo=0,
-        hi=1e12,
-        help="Quantity of a symbol's closes in a UTC day, of those whose price is not known.",
-    )
-    auto_disarm: bool = var("GOV_ENABLE_AUTO_DISARM", True, help="Let the governor set the kill switch to reduce.")
-    burst_disarm: bool = var("GOV_DISARM_ON_BURST_BREACH", True, help="Disarm on a burst of opens.")
-    error_count: int = var(
-        "GOV_DISARM_ON_ERROR_COUNT", 5, lo=0, hi=1000, help="Programming errors in 60 s that disarm; 0 for never."
-    )
-    tombstone_permit_s: int = var(
-        "GOV_TOMBSTONE_PERMIT_SEC",
-        30 * 86_400,
-        unit="seconds",
-        lo=7200,
-        hi=366 * 86_400,
-        help="How long the answer to a permitted plan is remembered, at least.",
-    )
-    signing_key_file: Path | None = var(  # noqa: RUF009 - a field
-        "GOV_SIGNING_KEY_FILE",
-        None,
-        example="/etc/quantum/governor-signing-key",
-        help="File of one or two lines NAME SECRET: the first signs permits; else the systemd credential "
-        "`governor-signing-key` is read.",
-    )
-    threshold: float = var(
-        "P31_DOWNSIZE_THRESHOLD", _G.threshold, above=0, hi=1, help="Efficiency score below which a permit hints."
-    )
-    min_factor: float = var("P31_MIN_FACTOR", _G.min_factor, above=0, hi=1, help="Smallest factor of the hint.")
-    max_extra_cooldown_s: int = var(
-        "P31_MAX_EXTRA_COOLDOWN_SEC",
-        _G.max_extra_cooldown_s,
-        unit="seconds",
-        lo=0,
-        hi=86_400,
-        help="Extra cooldown of the hint at score 0.",
-    )
-    min_conf: float = _share("P31_MIN_CONF", _G.min_conf, "Smallest confidence of an efficiency that counts.")
-    eff_stale_s: int = _age("P31_EFF_TTL_SEC", _G.eff_stale_s, "an efficiency, by the hint")
-
-    @property
-    def interval_s(self) -> float:
-        """Seconds within which a cycle ends: it waits for plans, but not for long."""
-        return 1.0
-
-    def params(self) -> GovernorParams:
-        """The numbers of the governor.
-
-        Raises:
-            ValueError: naming every contradiction.
-        """
-        derived: dict[str, Any] = {
-            "apply_mode": self.apply_mode.value,
-            "exposure_after": self.exposure_basis == "after",
-            "disarm_on_burst": self.auto_disarm and self.burst_disarm,
-            "permit_ttl_s": _G.permit_ttl_s,
-        }
-        names = [f.name for f in dataclasses.fields(GovernorParams) if f.name not in derived]
-        return GovernorParams(**derived, **{name: getattr(self, name) for name in names})
 
 
 def _params_of(options: Any, params: type[Any]) -> dict[str, Any]:
