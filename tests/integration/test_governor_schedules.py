@@ -109,7 +109,7 @@ def named(commands: Sequence[Command]) -> str:
     return str(commands[0][0] if commands[0][0] != "MULTI" else "snapshot")
 
 
-STEP_OF = {"INFO": "verify", "XAUTOCLAIM": "take", "snapshot": "snapshot"}
+STEP_OF = {"HINCRBY": "verify", "XAUTOCLAIM": "take", "snapshot": "snapshot"}
 
 
 class Stepped(Store):
