@@ -126,6 +126,19 @@ def _fields(entry: Reply) -> dict[str, bytes] | Rejected:
     return {**times, **inside}
 
 
+def fields_of(entry: Reply) -> dict[str, bytes]:
+    """The fields of an entry, flat or nested; none where it cannot be read.
+
+    Args:
+        entry: [id, [field, value, ...]].
+
+    >>> fields_of([b"1-0", [b"payload", b'{"symbol": "BTCUSDT"}']]), fields_of([b"1-0", [b"payload", b"?"]])
+    ({'symbol': b'BTCUSDT'}, {})
+    """
+    found = _fields(entry)
+    return {} if isinstance(found, Rejected) else found
+
+
 def decode(entry: Reply, now: float) -> Execution | Rejected:
     """One entry as an execution.
 

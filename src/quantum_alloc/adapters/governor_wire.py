@@ -22,7 +22,7 @@ from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.wire import Fields, Schema
 from quantum_alloc.core.governor_inputs import Answer, Holding, Kill, Limit, Totals
-from quantum_alloc.core.limits import Issued, Ledger, Outstanding
+from quantum_alloc.core.limits import US, Issued, Ledger, Outstanding
 from quantum_alloc.core.plan import Movement
 from quantum_alloc.core.reading import Reading, Reason, Unusable, grade, missing
 
@@ -117,6 +117,46 @@ def is_latched(reply: Reply) -> bool:
     (False, True, True)
     """
     return not wire.absent(reply)
+
+
+def seen_kill(reply: Reply) -> str | bytes:
+    """The kill key as scripts compare it: its bytes behind a +, ``-`` where absent, ``!`` for another type.
+
+    Args:
+        reply: what GET was answered with.
+    """
+    if reply is None:
+        return "-"
+    return b"+" + reply if isinstance(reply, bytes) else "!"
+
+
+def seen_latch(reply: Reply) -> str | bytes:
+    """The latch as scripts compare it: state and time behind a +, ``-`` where absent, ``!`` for another type.
+
+    Args:
+        reply: what HMGET of ``state`` and ``since`` was answered with.
+    """
+    if not isinstance(reply, list):
+        return "!"
+    state, since = reply[0], reply[1]
+    if state is None and since is None:
+        return "-"
+    return b"+" + (state if isinstance(state, bytes) else b"") + b"|" + (since if isinstance(since, bytes) else b"")
+
+
+def time_us(reply: Reply) -> int | None:
+    """TIME's answer as microseconds; None where it is none.
+
+    Args:
+        reply: of the command.
+
+    >>> time_us([b"1769577492", b"5"])
+    1769577492000005
+    """
+    if not isinstance(reply, list) or len(reply) != 2:
+        return None
+    s, us = reply
+    return int(s) * US + int(us) if isinstance(s, bytes) and isinstance(us, bytes) else None
 
 
 def _pairs(reply: Reply) -> Mapping[str, bytes] | None:

@@ -97,6 +97,11 @@ class Keys:
     attribution_state = property(lambda self: self.key("p30", "state"))
     efficiency_state = property(lambda self: self.key("p31", "state"))
 
+    apply_state = property(lambda self: self.key("apply", "state"))
+    desk_state = property(lambda self: self.key("desk", "state"))
+    results = property(lambda self: self.stream("apply.result"))
+    transfers = property(lambda self: self.stream("account.transfer"))
+
     kill = property(lambda self: self.key("kill"))
     latch = property(lambda self: self.key("kill", "latch"))
     rearm = property(lambda self: self.key("kill", "rearm"))

@@ -190,6 +190,29 @@ GOVERNOR = (
     Row("quantum_alloc_store_epoch_changes_total", "counter", "Times that the server was found to be another run."),
     Row("quantum_alloc_permits_restored_total", "counter", "Permits put back after a loss of writes."),
 )
+APPLY = (
+    Row("quantum_alloc_apply_results_total", "counter", "Permits by what became of them, and why.", ("fate", "reason")),
+    Row("quantum_alloc_apply_refused_total", "counter", "Writes refused because something had changed.", ("reason",)),
+    Row("quantum_alloc_fills_total", "counter", "Fills.", ("symbol", "side")),
+    Row("quantum_alloc_fill_notional_usd_total", "counter", "Notional of fills.", ("symbol",)),
+    Row("quantum_alloc_hints_applied_total", "counter", "Opens that were filled with less because of a hint."),
+    Row("quantum_alloc_balance_usd", "gauge", "Balance of the paper account."),
+    Row("quantum_alloc_realized_pnl_usd", "gauge", "Realised PnL before fees, since the account was opened."),
+    Row("quantum_alloc_fees_usd", "gauge", "Fees paid since the account was opened."),
+    Row("quantum_alloc_position_usd", "gauge", "Signed notional of what is held, at a fresh price.", ("symbol",)),
+    Row("quantum_alloc_permits_waiting", "gauge", "Permits that may still be filled."),
+    Row("quantum_alloc_permits_outstanding", "gauge", "Permits neither consumed nor expired."),
+    Row("quantum_alloc_permits_issued_total", "counter", "Permits seen since the account was opened."),
+    Row("quantum_alloc_permits_consumed_total", "counter", "Permits used up."),
+    Row("quantum_alloc_permits_expired_total", "counter", "Permits that nobody used."),
+    Row("quantum_alloc_fills_without_permit_total", "counter", "Fills that no permit is known for: an alarm."),
+    Row("quantum_alloc_fills_above_permit_total", "counter", "Fills of more than their permit had left: an alarm."),
+    Row("quantum_alloc_kill_state", "gauge", "1 for what the kill switch says, its latch included.", ("state",)),
+)
+DESK = (
+    Row("quantum_alloc_desk_plans_total", "counter", "Plans that were proposed.", ("action",)),
+    Row("quantum_alloc_desk_quiet_total", "counter", "Symbols of a cycle without a plan, and why.", ("reason",)),
+)
 TABLES: Mapping[str, tuple[Row, ...]] = {
     "feed": FEED,
     "portfolio": PORTFOLIO,
@@ -201,6 +224,8 @@ TABLES: Mapping[str, tuple[Row, ...]] = {
     "efficiency": EFFICIENCY,
     "proposer": PROPOSER,
     "governor": GOVERNOR,
+    "apply": APPLY,
+    "desk": DESK,
 }
 
 

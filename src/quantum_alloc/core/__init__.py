@@ -4,6 +4,7 @@
 decisions are frozen, explain themselves, and show as tables.
 """
 
+from quantum_alloc.core.account import Held, Trade, fee, trade
 from quantum_alloc.core.allocation import (
     AllocationDecision,
     Attribution,
@@ -16,6 +17,7 @@ from quantum_alloc.core.allocation import (
     SymbolInputs,
     allocate,
 )
+from quantum_alloc.core.apply import Application, ApplyInputs, ApplyParams, ApplyReason, Fate, Terms, apply_permit
 from quantum_alloc.core.attribution import (
     AttributionCycle,
     AttributionDecision,
@@ -109,7 +111,9 @@ from quantum_alloc.core.proposal import (
     propose,
 )
 from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable, age_s, fresh, grade, missing
+from quantum_alloc.core.reconcile import Counts, Known, Reconciled, SeenFill, Stage, reconcile
 from quantum_alloc.core.record import cycle_fields, decision_fields, differences, recompute
+from quantum_alloc.core.record_apply import apply_fields
 from quantum_alloc.core.record_flow import attribution_fields, efficiency_fields, proposal_fields, regime_fields
 from quantum_alloc.core.record_governor import governor_fields
 from quantum_alloc.core.regime import NoRegime, RegimeDecision, RegimeParams, classify_regime, regime_of
@@ -123,7 +127,11 @@ __all__ = [
     "AllocationParams",
     "AllocationTarget",
     "Answer",
+    "Application",
+    "ApplyInputs",
     "ApplyMode",
+    "ApplyParams",
+    "ApplyReason",
     "Attribution",
     "AttributionCycle",
     "AttributionDecision",
@@ -143,6 +151,7 @@ __all__ = [
     "ClusterParams",
     "ClusterStress",
     "Conflict",
+    "Counts",
     "DownsizeParams",
     "Efficiency",
     "EfficiencyCycle",
@@ -151,15 +160,18 @@ __all__ = [
     "EfficiencyParams",
     "EfficiencyState",
     "Execution",
+    "Fate",
     "Fresh",
     "Gate",
     "GovernorParams",
+    "Held",
     "Hint",
     "HintAction",
     "Holding",
     "Inputs",
     "Issued",
     "Kill",
+    "Known",
     "Lane",
     "Ledger",
     "Limit",
@@ -187,17 +199,22 @@ __all__ = [
     "ProposalReason",
     "Reading",
     "Reason",
+    "Reconciled",
     "Regime",
     "RegimeDecision",
     "RegimeParams",
     "Replay",
+    "SeenFill",
     "SharedInputs",
     "Side",
     "Skipped",
     "Snapshot",
+    "Stage",
     "SymbolInputs",
     "SymbolSnapshot",
+    "Terms",
     "Totals",
+    "Trade",
     "Undecided",
     "Unusable",
     "Usage",
@@ -207,6 +224,8 @@ __all__ = [
     "allocate_arrays",
     "allocate_portfolio",
     "alpha",
+    "apply_fields",
+    "apply_permit",
     "attribute",
     "attribution_confidence",
     "attribution_cycle",
@@ -237,6 +256,7 @@ __all__ = [
     "evaluate",
     "ewma",
     "extra_cooldown_s",
+    "fee",
     "fresh",
     "governor_fields",
     "grade",
@@ -256,6 +276,7 @@ __all__ = [
     "proposed_factor",
     "reallocation_weight",
     "recompute",
+    "reconcile",
     "regime_factor",
     "regime_fields",
     "regime_of",
@@ -264,6 +285,7 @@ __all__ = [
     "step_portfolio",
     "stress_factor",
     "tanh",
+    "trade",
     "uncapped_target",
     "vol_regime",
 ]

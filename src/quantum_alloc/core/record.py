@@ -187,7 +187,7 @@ def recompute(*records: Fields) -> AllocationDecision | FlowDecision:
 
     Args:
         records: fields as text. Of an allocation the cycle record and the decision record; of an attribution, an
-            efficiency, a proposal, a regime or a verdict of the governor its one record.
+            efficiency, a proposal, a regime, a verdict of the governor or a fate of a permit its one record.
 
     Returns:
         The decision; its fields are those of the record, bit for bit.

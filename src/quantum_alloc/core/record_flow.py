@@ -19,6 +19,8 @@ from functools import lru_cache
 from typing import TypeAlias
 
 from quantum_alloc.core.allocation import Attribution
+from quantum_alloc.core.apply import RULES_VERSION as APPLY_RULES
+from quantum_alloc.core.apply import Application, ApplyParams
 from quantum_alloc.core.attribution import RULES_VERSION as ATTRIBUTION_RULES
 from quantum_alloc.core.attribution import AttributionDecision, AttributionParams, AttributionState, attribute
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
@@ -44,13 +46,18 @@ from quantum_alloc.core.proposal import (
     propose,
 )
 from quantum_alloc.core.reading import Lane, shown
+from quantum_alloc.core.record_apply import applied, apply_fields
 from quantum_alloc.core.record_governor import governed, governor_fields
 from quantum_alloc.core.regime import RULES_VERSION as REGIME_RULES
 from quantum_alloc.core.regime import RegimeDecision, RegimeParams, regime_of
 from quantum_alloc.core.verdicts import Block, Permit
 
-FlowDecision: TypeAlias = AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision | Permit | Block
-FlowParams: TypeAlias = AttributionParams | EfficiencyParams | ProposalParams | RegimeParams | GovernorParams
+FlowDecision: TypeAlias = (
+    AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision | Permit | Block | Application
+)
+FlowParams: TypeAlias = (
+    AttributionParams | EfficiencyParams | ProposalParams | RegimeParams | GovernorParams | ApplyParams
+)
 
 
 @lru_cache(maxsize=8)
@@ -307,11 +314,12 @@ _KINDS: Mapping[str, Callable[[Fields], FlowDecision]] = {
     PROPOSAL_RULES: _proposal,
     REGIME_RULES: _regime,
     GOVERNOR_RULES: governed,
+    APPLY_RULES: applied,
 }
 
 
 def again(record: Fields) -> FlowDecision:
-    """The same attribution, efficiency, proposal, regime or verdict, made again from its record.
+    """The same attribution, efficiency, proposal, regime, verdict or fill, made again from its record.
 
     Args:
         record: its fields, as text.
@@ -345,6 +353,8 @@ def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str
         return regime_fields(decision, params)
     if isinstance(decision, (Permit, Block)) and isinstance(params, GovernorParams):
         return governor_fields(decision, params)
+    if isinstance(decision, Application) and isinstance(params, ApplyParams):
+        return apply_fields(decision, params)
     raise TypeError("the parameters are those of other rules")
 
 
@@ -354,6 +364,7 @@ _PARAMS: Mapping[str, type[FlowParams]] = {
     PROPOSAL_RULES: ProposalParams,
     REGIME_RULES: RegimeParams,
     GOVERNOR_RULES: GovernorParams,
+    APPLY_RULES: ApplyParams,
 }
 
 

@@ -33,9 +33,11 @@ from quantum_alloc.core import config_hash
 from quantum_alloc.core.paper import Book, open_book
 from quantum_alloc.services import (
     allocation,
+    apply,
     attribution,
     budget,
     clusters,
+    desk,
     efficiency,
     feed,
     governor,
@@ -48,10 +50,12 @@ from quantum_alloc.services import (
 from quantum_alloc.services.loop import Loop
 from quantum_alloc.services.options import (
     AllocationOptions,
+    ApplyOptions,
     AttributionOptions,
     BudgetOptions,
     ClustersOptions,
     CommonOptions,
+    DeskOptions,
     EfficiencyOptions,
     FeedOptions,
     GovernorOptions,
@@ -299,17 +303,60 @@ def _proposer(parts: Parts) -> tuple[AnyLoop, str]:
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
 
 
-def _governor(parts: Parts) -> tuple[AnyLoop, str]:
-    options, common = parts.settings.of(GovernorOptions), parts.settings.common
-    simulated = options.clock == "simulated"
-    if simulated and not parts.own_server:
+def _simulated(parts: Parts, clock: str) -> Clock | None:
+    """The clock that stands for the server's; None for the server's own.
+
+    Raises:
+        SettingsError: the server is not one that this process started.
+    """
+    if clock != "simulated":
+        return None
+    if not parts.own_server:
         text = "CLOCK='simulated': refused but on a server that this process started: set CLOCK=server"
         raise SettingsError([text])
+    return parts.clock
+
+
+def _desk(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(DeskOptions), parts.settings.common
+    to = Target(maxlen=common.stream_maxlen)
+    universe = _found(desk.universe_of(to.keys, common.symbols, common.max_symbols), parts)
+    params = options.params()
+    simulated = parts.clock if parts.own_server else None
+    cycle = desk.build(
+        parts.store, parts.metrics, universe, params, to, common.plans_stream, options.interval_s, simulated
+    )
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _apply(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(ApplyOptions), parts.settings.common
+    simulated, params = _simulated(parts, options.clock), options.params()
+    settings = apply.Set(
+        params,
+        events=options.events_stream,
+        results=options.results_stream,
+        executions=options.execution_stream,
+        equity_usd=options.paper_equity_usd,
+        mark_every_s=options.mark_every_s,
+        maxlen=common.stream_maxlen,
+        keys=governor_setup.signing_keys(options.signing_key_file, parts.settings.redis.credentials_directory),
+        simulated=simulated,
+        once=parts.once,
+    )
+    universe = apply.universe_of(LIVE, common.symbols, common.max_symbols)
+    cycle = apply.build(parts.store, parts.metrics, settings, universe)
+    return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
+
+
+def _governor(parts: Parts) -> tuple[AnyLoop, str]:
+    options, common = parts.settings.of(GovernorOptions), parts.settings.common
+    clock = _simulated(parts, options.clock)
     params, consumer = options.params(), options.consumer or governor_setup.consumer_name()
     signing = governor_setup.signing_keys(options.signing_key_file, parts.settings.redis.credentials_directory)
     keeper = governor_setup.keeper(
         parts.store, common.state_directory, consumer, params, options.events_stream, common.stream_maxlen,
-        journalled=options.durability == "journal", simulated=parts.clock if simulated else None,
+        journalled=options.durability == "journal", simulated=clock,
     )  # fmt: skip
     made = governor_setup.governor(
         parts.store,
@@ -320,12 +367,12 @@ def _governor(parts: Parts) -> tuple[AnyLoop, str]:
             tombstone_permit_s=options.tombstone_permit_s,
             error_count=options.error_count if options.auto_disarm else 0,
             keys=signing,
-            simulated=parts.clock if simulated else None,
+            simulated=clock,
         ),
         keeper,
         consumer,
         shadow=ShadowKeys(LIVE.tag) if common.shadow_lane else None,
-        once=parts.once or simulated,
+        once=parts.once or clock is not None,
     )
     cycle = governor.build(parts.metrics, made, params)
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
@@ -341,7 +388,9 @@ SERVICES: Mapping[str, Callable[[Parts], tuple[AnyLoop, str]]] = {
     "allocation": _allocation,
     "efficiency": _efficiency,
     "proposer": _proposer,
+    "desk": _desk,
     "governor": _governor,
+    "apply": _apply,
 }
 """In the order in which one symbol's journey goes through them."""
 
@@ -351,6 +400,7 @@ MODE_VARIABLES = {
     "allocation": "P29_MODE",
     "efficiency": "P31_MODE",
     "governor": "APPLY_MODE",
+    "apply": "APPLY_MODE",
 }
 
 

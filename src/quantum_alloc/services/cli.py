@@ -1,7 +1,7 @@
 """``quantum-alloc``: run services, the demo, status, configuration.
 
-Exit codes: 0 done; 2 a mistake in the command; 65 candles that cannot be used; 69 Redis does not answer; 78 a mistake
-in the settings, or a port that is taken.
+Exit codes: 0 done; 2 a mistake in the command; 65 candles that cannot be used; 69 Redis does not answer; 70 a check
+of the demo failed; 78 a mistake in the settings, or a port that is taken.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from threading import Event
 
 from quantum_alloc import __version__
@@ -19,13 +20,26 @@ from quantum_alloc.adapters.clock import Clock, SetClock, WallClock
 from quantum_alloc.adapters.codec import symbol as valid_symbol
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
-from quantum_alloc.services import app, config_cli, demo, demo_view, ledger_cli, logs, ops_cli, show, status, trial_cli
+from quantum_alloc.services import (
+    app,
+    config_cli,
+    demo,
+    demo_view,
+    drill,
+    ledger_cli,
+    logs,
+    ops_cli,
+    plot,
+    show,
+    status,
+    trial_cli,
+)
 from quantum_alloc.services.clusters import MapError
 from quantum_alloc.services.http import PortTaken
 from quantum_alloc.services.options import EfficiencyOptions, load
 from quantum_alloc.services.settings import SettingsError
 
-DONE, USAGE, BAD_CANDLES, NO_REDIS, BAD_SETTINGS = 0, 2, 65, 69, 78
+DONE, USAGE, BAD_CANDLES, NO_REDIS, BROKEN, BAD_SETTINGS = 0, 2, 65, 69, 70, 78
 
 
 NO_PERMITS = "No permit is on record."
@@ -99,6 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--bars", type=_at_least_one, default=1000, metavar="N", help="how many bars (1000)")
     length.add_argument("--forever", action="store_true", help="until Ctrl-C; a bar a second unless --speed is given")
     show_demo.add_argument("--keep", action="store_true", help="leave the server up and say how to reach it")
+    show_demo.add_argument(
+        "--drill", action="store_true", help="add a burst with its disarm, a kill and a rearm, and a balance shock"
+    )
+    show_demo.add_argument("--report", type=Path, metavar="FILE.html", help="write a page about the run")
     show_demo.add_argument("--format", choices=("table", "json"), default="table")
     show_demo.set_defaults(handler=_demo)
 
@@ -136,8 +154,9 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         )
     settings = load(args.names, _with_candle_flags(args, environ))
     once = args.once or any(isinstance(o, EfficiencyOptions) and o.run_once for o in settings.services.values())
-    if args.now is not None and "governor" in args.names:
-        raise Mistake("the governor takes its time from the server: leave --now out")
+    timed = [n for n in ("governor", "apply", "desk") if n in args.names]
+    if args.now is not None and timed:
+        raise Mistake(f"the {timed[0]} takes its time from the server: leave --now out")
     if args.now is not None and not once:
         raise Mistake("--now sets the clock of one cycle: give --once too")
     logs.set_up(settings.common.log_level, settings.common.log_format)
@@ -162,13 +181,22 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         bars=None if args.forever else args.bars,
         speed=args.speed if args.speed is not None or not args.forever else 60.0,
         strict=args.strict,
+        drill=args.drill,
+        report=args.report is not None,
     )
+    if args.drill and (plan.bars is None or plan.bars < drill.BARS_MIN):
+        raise Mistake(f"--drill needs --bars of {drill.BARS_MIN} at least: its parts lie at shares of the whole run")
+    if args.report is not None:
+        plot.needs_plotly()
+        _writable(args.report)
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logs.set_up("WARNING", "plain")
     for warning in demo.settings_of(plan, environ).warnings:
         app.log.warning("%s", warning)
+    if args.format == "table":
+        print(demo_view.profile(demo.profile_of(environ)), flush=True)
     server = EmbeddedServer(outlive=args.keep)
     kept = 0
     try:
@@ -185,6 +213,9 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
                 f"     quantum-alloc explain {outcome.symbols[0]}   (in the virtual environment: . .venv/bin/activate)",
             ]
+        if args.report is not None:
+            seed = ", ".join(plan.candles) or f"simulated, seed {plan.seed}"
+            where.append(f"Report: {args.report}, {demo_view.write_report(args.report, outcome, seed):.1f} MB")
         if args.format == "json":
             found = demo_view.as_dict(outcome)
             print(show.as_json({**found, "url": server.url, "pid": kept} if kept else found))
@@ -193,7 +224,17 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     finally:
         if not kept:
             server.stop()
+    if not outcome.holds:
+        failed = next(c for c in outcome.checks if not c.ok)
+        print(f"quantum-alloc: a check failed: {failed.name}: {failed.detail}", file=sys.stderr)
+        return BROKEN
     return DONE
+
+
+def _writable(path: Path) -> None:
+    """Refuse a report that could not be written, before the run and not after it."""
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise Mistake(f"{path} cannot be written: name a file in a directory that may be written to")
 
 
 def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -241,6 +282,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         code, text = BAD_SETTINGS, str(error)
     except CandleError as error:
         code, text = BAD_CANDLES, str(error)
+    except plot.PlotError as error:
+        code, text = USAGE, str(error)
     except MapError as error:
         code, text = BAD_SETTINGS, str(error)
     except (StoreError, ServerError) as error:

@@ -8,9 +8,8 @@ start.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,31 +17,50 @@ from itertools import islice
 from pathlib import Path
 from threading import Event
 
+from quantum_alloc.adapters.apply_wire import Account, decode_state
 from quantum_alloc.adapters.candles import Step
 from quantum_alloc.adapters.clock import SetClock
-from quantum_alloc.adapters.effects import Failed, Group, HashReplace, HashSet, StreamAdd
+from quantum_alloc.adapters.effects import Failed, Group, HashSet, Reply
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.metrics import Metrics
-from quantum_alloc.adapters.store import Store, StoreError
-from quantum_alloc.services import feed
+from quantum_alloc.adapters.run_records import Records, streams_of
+from quantum_alloc.adapters.store import Script, Store, StoreError
+from quantum_alloc.services import drill, feed
 from quantum_alloc.services.app import SERVICES, AnyLoop, Market, Parts, assemble, count_market, open_market
-from quantum_alloc.services.options import EfficiencyOptions, FeedOptions, ProposerOptions, Settings, load
+from quantum_alloc.services.conserve import Check, checks
+from quantum_alloc.services.demo_watch import Tally, Watch
+from quantum_alloc.services.options import (
+    ApplyOptions,
+    EfficiencyOptions,
+    FeedOptions,
+    GovernorOptions,
+    ProposerOptions,
+    Settings,
+    load,
+)
 
-DECISIONS = LIVE.stream("allocation.decision")
-CYCLES = LIVE.stream("allocation.cycle")
-ATTRIBUTIONS = LIVE.stream("alpha.attribution")
-REGIMES = LIVE.stream("regime.state")
 NOT_FROM_OUTSIDE = (
     "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD_FILE", "CREDENTIALS_DIRECTORY",
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
     "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY",
-    "P31_RUN_ONCE", "P29_METRICS_PORT", "P30_METRICS_PORT", "P31_PORT", "P31_HEALTH_PORT",
+    "GOV_SIGNING_KEY_FILE", "P31_RUN_ONCE", "P29_METRICS_PORT", "P30_METRICS_PORT", "P31_PORT", "P31_HEALTH_PORT",
 )  # fmt: skip
+OWN = {"CLOCK": "simulated", "GOV_CONSUMER": "demo", "GOV_DURABILITY": "none", "PAPER_BOOK": "1", "SHADOW_LANE": "1"}
 PROFILE = {
-    "CLOCK": "simulated", "GOV_CONSUMER": "demo", "GOV_DURABILITY": "none",
-    "PAPER_BOOK": "1", "P28_MODE": "enforce", "P29_MODE": "enforce", "P30_MODE": "enforce", "SHADOW_LANE": "1",
+    "P28_MODE": "enforce", "P29_MODE": "enforce", "P30_MODE": "enforce", "P31_MODE": "enforce",
+    "APPLY_MODE": "production", "GOV_MAX_OPEN_POSITIONS": "50", "GOV_MAX_NOTIONAL_PER_TRADE_USDT": "500",
+    "GOV_MAX_TOTAL_NOTIONAL_USDT": "60000", "GOV_MAX_EXEC_PER_HOUR": "30", "GOV_MAX_EXEC_PER_5MIN": "4",
 }  # fmt: skip
+"""What the demo runs with where the environment says nothing else; it prints this at its start."""
+JOURNEY = (
+    "feed", "apply", "portfolio", "regime", "clusters", "budget", "attribution", "allocation", "efficiency", "proposer",
+    "desk", "governor", "apply",
+)  # fmt: skip
+"""The services of a bar: marks first, and fills last."""
+BY_EVENT = ("governor", "apply")
+Crash = Callable[[int, str], str]
+"""Bar and service to ``before`` or ``after``, where it is to crash at its write, else nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,8 @@ class Plan:
         bars: how many at most, None for no limit.
         speed: times real time, None for as fast as it goes.
         strict: stop at the first malformed candle.
+        drill: add a burst, a kill and a balance shock.
+        report: keep what a report needs.
     """
 
     candles: tuple[str, ...] = ()
@@ -64,6 +84,8 @@ class Plan:
     bars: int | None = 1000
     speed: float | None = None
     strict: bool = False
+    drill: bool = False
+    report: bool = False
 
 
 class Offered:
@@ -86,60 +108,38 @@ class Offered:
 
 
 class Tap(Store):
-    """A store that looks at the decisions that go through it."""
+    """A store that keeps the strain of clusters that goes through it, and can be made to fail at a write."""
 
-    def __init__(self, url: str, efficiencies: str, proposals: str) -> None:
+    def __init__(self, url: str) -> None:
         """Connect to the embedded server.
 
         Args:
             url: of the server.
-            efficiencies: stream of efficiency decisions.
-            proposals: stream of proposals.
         """
         super().__init__(url, shown="the demo's server", timeout_s=5.0)
-        self.digest = hashlib.sha256()
-        self.efficiency: dict[str, Mapping[str, str]] = {}
-        self.proposals: dict[str, Mapping[str, str]] = {}
-        self.regime: Mapping[str, str] = {}
-        self.clusters: Mapping[str, str] = {}
         self.stress: dict[str, Mapping[str, str]] = {}
-        self._by_symbol = {efficiencies: self.efficiency, proposals: self.proposals}
-        self._recorded = frozenset({REGIMES, DECISIONS, CYCLES, ATTRIBUTIONS, *self._by_symbol})
-        self.cycle: Mapping[str, str] = {}
-        self.rows: list[Mapping[str, str]] = []
-        self.portfolio: Mapping[str, str] = {}
+        self.fails = ""
 
     def apply(self, groups: Sequence[Group]) -> list[tuple[str, Failed]]:
         """Write, then take note."""
+        self._fail("before", bool(groups))
         refused = super().apply(groups)
+        self._fail("after", bool(groups))
         for effect in (e for group in groups for e in group):
-            if isinstance(effect, HashSet) and effect.key == LIVE.portfolio:
-                self.portfolio = effect.fields
-            if isinstance(effect, HashReplace) and effect.key == LIVE.clusters:
-                self.clusters = effect.fields
-                self.digest.update(json.dumps(dict(effect.fields), sort_keys=True).encode())
             if isinstance(effect, HashSet) and effect.key.startswith(LIVE.stress("")):
                 self.stress[effect.key.removeprefix(LIVE.stress(""))] = effect.fields
-            if isinstance(effect, StreamAdd) and effect.key in (
-                REGIMES,
-                DECISIONS,
-                CYCLES,
-                ATTRIBUTIONS,
-                *self._by_symbol,
-            ):
-                self.digest.update(json.dumps(dict(effect.fields), sort_keys=True).encode())
-                self._note(effect.key, effect.fields)
         return refused
 
-    def _note(self, stream: str, fields: Mapping[str, str]) -> None:
-        if stream == CYCLES:
-            self.cycle, self.rows = fields, []
-        elif stream == DECISIONS:
-            self.rows.append(fields)
-        elif stream == REGIMES:
-            self.regime = fields
-        elif stream in self._by_symbol:
-            self._by_symbol[stream][fields["symbol"]] = fields
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int], connection: int) -> Reply:
+        """Run a script."""
+        self._fail("before", True)
+        reply = super().run(script, keys, args, connection)
+        self._fail("after", True)
+        return reply
+
+    def _fail(self, when: str, is_write: bool) -> None:
+        if is_write and self.fails == when:
+            raise StoreError("closed", "the demo lets the service crash here")
 
 
 @dataclass
@@ -154,11 +154,29 @@ class Progress:
     cycle: Mapping[str, str] = field(default_factory=dict)
     rows: Sequence[Mapping[str, str]] = ()
     portfolio: Mapping[str, str] = field(default_factory=dict)
-    efficiency: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    proposals: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    efficiency: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    proposals: dict[str, Mapping[str, str]] = field(default_factory=dict)
     regime: Mapping[str, str] = field(default_factory=dict)
     clusters: Mapping[str, str] = field(default_factory=dict)
     stress: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    positions: dict[str, float] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+    cycles: int = 0
+    targets: int = 0
+
+    def see(self, records: Records) -> None:
+        """The newest of each record."""
+        for cycle in records.cycles:
+            self.cycle, self.cycles = cycle, self.cycles + 1
+        if records.cycles:
+            self.rows, self.targets = records.decisions, self.targets + len(records.decisions)
+        self.portfolio = records.portfolio[-1] if records.portfolio else self.portfolio
+        self.regime = records.regimes[-1] if records.regimes else self.regime
+        self.efficiency.update((e["symbol"], e) for e in records.efficiencies)
+        self.proposals.update((e["symbol"], e) for e in records.proposals)
+        for done in records.results:
+            if done["executed"] == "true":
+                self.positions[done["symbol"]] = float(done["position_after"]) * float(done["price"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,24 +186,44 @@ class Outcome:
     Attributes:
         progress: where it ended.
         symbols: that the candles have.
-        cycles: allocation cycles.
-        targets: targets computed.
         fallbacks: by service, input and reason, how often an input was not used.
         candles: by what became of them.
         executions: by what became of them.
         proposals: by reason.
-        sha256: of all decision and cycle records, in order.
+        profile: what it ran with.
+        account: the paper account at the end.
+        drill: what the drill did, a line each.
+        checks: what must hold, and whether it does.
+        records: what a report needs.
+        sha256: of all records, in order.
     """
 
     progress: Progress
     symbols: tuple[str, ...]
-    cycles: int
-    targets: int
     fallbacks: Mapping[str, int]
     candles: Mapping[str, int]
     executions: Mapping[str, int]
     proposals: Mapping[str, int]
+    profile: Mapping[str, str]
+    account: Account
+    drill: tuple[str, ...]
+    checks: tuple[Check, ...]
+    records: Records
     sha256: str
+
+    @property
+    def holds(self) -> bool:
+        """True where every check is passed."""
+        return all(check.ok for check in self.checks)
+
+
+def profile_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the demo runs with, by variable.
+
+    Args:
+        environ: the process' environment, which counts where it says anything.
+    """
+    return {name: environ.get(name, "").strip() or text for name, text in PROFILE.items()}
 
 
 def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None = None) -> Settings:
@@ -200,7 +238,8 @@ def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None =
         SettingsError: every error at once.
     """
     own = {k: v for k, v in environ.items() if k not in NOT_FROM_OUTSIDE}
-    own = {**PROFILE, **own, "PAPER_BOOK": "1", "QA_FEED_SEED": str(plan.seed), "QA_FEED_STRICT": str(int(plan.strict))}
+    fixed = {"PAPER_BOOK": "1", "QA_FEED_SEED": str(plan.seed), "QA_FEED_STRICT": str(int(plan.strict))}
+    own = {**OWN, **PROFILE, **{k: v for k, v in own.items() if v.strip()}, **fixed}
     if directory is not None:
         own["STATE_DIRECTORY"] = str(directory)
     if plan.candles:
@@ -210,8 +249,82 @@ def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None =
     return load(list(SERVICES), own)
 
 
+class Services:
+    """The services of the demo, on one connection and one clock; one that crashes is built anew."""
+
+    def __init__(self, settings: Settings, tap: Tap, clock: SetClock, source: Offered, market: Market) -> None:
+        """Build them all.
+
+        Args:
+            settings: of all.
+            tap: their store.
+            clock: their clock.
+            source: the feed's.
+            market: where the candles come from.
+        """
+        self._settings, self._tap, self._clock = settings, tap, clock
+        self._source, self._market = source, market
+        self.metrics = {name: Metrics(name, settings.common.metrics_max_symbols) for name in SERVICES}
+        self._loops: dict[str, AnyLoop] = {}
+        self._last_run: dict[str, float] = {}
+        count_market(market, self.metrics["feed"])
+        for name in SERVICES:
+            self._build(name)
+
+    def _build(self, name: str) -> None:
+        def offered(_: FeedOptions, __: Metrics) -> tuple[feed.Source, Market]:
+            return self._source, self._market
+
+        parts = Parts(self._settings, self._tap, self.metrics[name], self._clock, offered, own_server=True)
+        self._loops[name], _ = assemble(name, parts)
+        self._loops[name].log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
+
+    def run(self, name: str, crash: str = "") -> None:
+        """One service's turn at this bar, if it is due.
+
+        Args:
+            name: of the service.
+            crash: ``before`` or ``after`` its write, or nothing.
+
+        Raises:
+            StoreError: it could not finish its cycle.
+        """
+        now, interval_s = self._clock.now(), self._loops[name].cycle.interval_s
+        is_due = name == "feed" or name in BY_EVENT or now - self._last_run.get(name, -math.inf) >= interval_s
+        if not is_due:
+            return
+        self._last_run[name] = now
+        if crash:
+            step = self._source.step
+            self._tap.fails = crash
+            written = self._loops[name].once()
+            self._tap.fails = ""
+            self._loops[name].cycle.close()
+            self._build(name)
+            if name == "feed" and crash == "before":
+                self._source.step = step  # what was not written is offered again
+            if written or (crash == "after" and name not in BY_EVENT):
+                return
+        loop = self._loops[name]
+        ended = loop.once()
+        while ended and loop.cycle.more is not None and loop.cycle.more():
+            ended = loop.once()
+        if not ended:
+            raise StoreError("other", f"the service {name} could not finish its cycle: {loop.last_error}")
+
+    def close(self) -> None:
+        """Let go of what they hold."""
+        for loop in self._loops.values():
+            loop.cycle.close()
+
+
 def drive(
-    plan: Plan, environ: Mapping[str, str], server: EmbeddedServer, stop: Event, show: Callable[[Progress], None]
+    plan: Plan,
+    environ: Mapping[str, str],
+    server: EmbeddedServer,
+    stop: Event,
+    show: Callable[[Progress], None],
+    crash: Crash = lambda _bar, _name: "",
 ) -> Outcome:
     """Run the chain over the candles.
 
@@ -221,44 +334,53 @@ def drive(
         server: started already.
         stop: ends it after the current bar.
         show: called after every bar.
+        crash: which services crash, and when.
 
     Raises:
         CandleError, SettingsError, StoreError: it cannot go on.
     """
     settings = settings_of(plan, environ, server.directory / "state")
     market = open_market(settings.of(FeedOptions), plan.symbols)
-    streams = settings.of(EfficiencyOptions).efficiency_stream, settings.of(ProposerOptions).propose_stream
-    tap, clock, source = Tap(server.url, *streams), SetClock(0.0), Offered()
-
-    def offered(_: FeedOptions, metrics: Metrics) -> tuple[feed.Source, Market]:
-        count_market(market, metrics)
-        return source, market
-
-    loops: dict[str, AnyLoop] = {}
-    for name in SERVICES:
-        metrics = Metrics(name, settings.common.metrics_max_symbols)
-        loops[name], _ = assemble(name, Parts(settings, tap, metrics, clock, offered, own_server=True))
-        loops[name].log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
+    tap, clock, source = Tap(server.url), SetClock(0.0), Offered()
+    streams = streams_of(
+        LIVE,
+        efficiencies=settings.of(EfficiencyOptions).efficiency_stream,
+        proposals=settings.of(ProposerOptions).propose_stream,
+        plans=settings.common.plans_stream,
+        events=settings.of(GovernorOptions).events_stream,
+        results=settings.of(ApplyOptions).results_stream,
+        executions=settings.of(ApplyOptions).execution_stream,
+    )
+    watch = Watch(tap, streams, series=plan.report)
+    services = Services(settings, tap, clock, source, market)
+    where = drill.Where(streams.plans, streams.events, settings.common.stream_maxlen)
+    drilled = None
+    if plan.drill and plan.bars is not None:
+        drilled = drill.Drill(tap, where, market.symbols, plan.bars, market.bar_s)
     try:
-        progress = _walk(plan, market, clock, source, tap, loops, stop, show)
+        progress = _walk(plan, market, clock, source, services, watch, tap, drilled, stop, show, crash)
+        loaded = decode_state(tap.read([("HGETALL", LIVE.apply_state)])[0])
     finally:
-        for loop in loops.values():
-            loop.cycle.close()
+        services.close()
         tap.close()
-    allocation, fed = loops["allocation"], loops["feed"].metrics
+    account = loaded.account or Account()
+    made, kept = services.metrics, watch.kept
     return Outcome(
         progress=progress,
         symbols=market.symbols,
-        cycles=int(allocation.metrics.value("quantum_alloc_cycles_total", "ok")),
-        targets=int(sum(allocation.metrics.values("p29_targets_computed_total").values())),
-        fallbacks=_fallbacks(loops),
+        fallbacks=_fallbacks(made),
         candles={
-            **{labels[0]: int(n) for labels, n in fed.values("quantum_alloc_feed_candles_total").items()},
-            "gaps": int(fed.value("quantum_alloc_feed_gaps_total")),
+            **{labels[0]: int(n) for labels, n in made["feed"].values("quantum_alloc_feed_candles_total").items()},
+            "gaps": int(made["feed"].value("quantum_alloc_feed_gaps_total")),
         },
-        executions=_by_label(loops["attribution"], "quantum_alloc_execution_entries_total"),
-        proposals=_by_label(loops["proposer"], "p29_shadow_proposed_total"),
-        sha256=tap.digest.hexdigest(),
+        executions=_by_label(made["attribution"], "quantum_alloc_execution_entries_total"),
+        proposals=_by_label(made["proposer"], "p29_shadow_proposed_total"),
+        profile=profile_of(environ),
+        account=account,
+        drill=() if drilled is None else tuple(drilled.said),
+        checks=(*checks(kept, account, settings.of(GovernorOptions).params()), watch.recomputer.check),
+        records=kept,
+        sha256=watch.sha256,
     )
 
 
@@ -267,48 +389,53 @@ def _walk(
     market: Market,
     clock: SetClock,
     source: Offered,
+    services: Services,
+    watch: Watch,
     tap: Tap,
-    loops: Mapping[str, AnyLoop],
+    drilled: drill.Drill | None,
     stop: Event,
     show: Callable[[Progress], None],
+    crash: Crash,
 ) -> Progress:
-    progress = Progress(total=plan.bars)
-    last_run: dict[str, float] = {}
+    progress = Progress(total=plan.bars, tally=watch.tally, stress=tap.stress)
     for step in _steps(market, plan.bars):
         if stop.is_set():
             break
         now = step.close_time
-        progress.first = progress.first or now
         progress.jumps += bool(progress.now) and now - progress.now > 1.5 * market.bar_s
         clock.set(now)
+        if not progress.first:
+            progress.first = now
+            services.run("apply")  # the account is opened before anything is traded
         source.step = step
-        for name, loop in loops.items():
-            if name == "feed" or now - last_run.get(name, float("-inf")) >= loop.cycle.interval_s:
-                last_run[name] = now
-                if not loop.once():
-                    raise StoreError("other", f"the service {name} could not finish its cycle: {loop.last_error}")
+        for name in JOURNEY:
+            if name == "desk" and drilled is not None:
+                drilled.act(progress.bars + 1, now)
+            services.run(name, crash(progress.bars + 1, name))
         progress.bars += 1
-        progress.now, progress.cycle, progress.rows, progress.portfolio = now, tap.cycle, tap.rows, tap.portfolio
-        progress.efficiency, progress.proposals = tap.efficiency, tap.proposals
-        progress.regime, progress.clusters, progress.stress = tap.regime, tap.clusters, tap.stress
+        progress.now = now
+        progress.see(watch.look())
+        progress.clusters = watch.clusters
         show(progress)
         if plan.speed is not None:
             stop.wait(market.bar_s / plan.speed)
+    services.run("apply")  # it reads its own last results
+    progress.see(watch.look())
     return progress
 
 
-def _by_label(loop: AnyLoop, name: str) -> dict[str, int]:
-    return {labels[0]: int(n) for labels, n in sorted(loop.metrics.values(name).items())}
+def _by_label(metrics: Metrics, name: str) -> dict[str, int]:
+    return {labels[0]: int(n) for labels, n in sorted(metrics.values(name).items())}
 
 
 def _steps(market: Market, bars: int | None) -> Iterator[Step]:
     return market.steps if bars is None else islice(market.steps, bars)
 
 
-def _fallbacks(loops: Mapping[str, AnyLoop]) -> dict[str, int]:
+def _fallbacks(metrics: Mapping[str, Metrics]) -> dict[str, int]:
     found: Counter[str] = Counter()
-    for name, loop in loops.items():
-        for (source, reason), n in loop.metrics.values("quantum_alloc_inputs_total").items():
+    for name, counted in metrics.items():
+        for (source, reason), n in counted.values("quantum_alloc_inputs_total").items():
             if reason != "ok" and (source, reason) != ("peak", "missing"):  # a first start has no peak yet
                 found[f"{name}: {source} {reason}"] += int(n)
     return dict(sorted(found.items()))

@@ -9,17 +9,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from quantum_alloc.services import report
 from quantum_alloc.services.demo import Outcome, Progress
+from quantum_alloc.services.demo_watch import Tally
+from quantum_alloc.services.plot import PlotError
 from quantum_alloc.services.show import table
 
 REFRESH_S = 0.1
-NARROW_COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "reason")
-COLUMNS = ("symbol", "base", "regime", "cluster", "moved", "drawdown", "perf", "cap", "target", "reason")
+NARROW_COLUMNS = ("symbol", "base", "regime", "cluster", "drawdown", "perf", "cap", "target", "position", "reason")
+COLUMNS = ("symbol", "base", "regime", "cluster", "moved", "drawdown", "perf", "cap", "target", "position", "reason")
 CLUSTER_COLUMNS = ("cluster", "members", "weight", "one way", "correlation", "stress", "factor", "alpha")
 LIVE_COLUMNS = (
-    "symbol", "base", "regime", "cluster", "drawdown", "perf", "target", "score", "pressure", "confidence",
+    "symbol", "base", "regime", "cluster", "drawdown", "perf", "target", "position", "score", "pressure", "confidence",
     "multiplier", "proposed", "why", "reason",
 )  # fmt: skip
 LIVE_WIDTH = 130
@@ -72,6 +76,7 @@ def rows_of(progress: Progress) -> list[dict[str, Any]]:
             "perf": float(r["performance_factor"]),
             "cap": float(r["symbol_cap_usd"]),
             "target": float(r["target_usd"]),
+            "position": progress.positions.get(r["symbol"], 0.0),
             "reason": reason(r),
         }
         for r in rows
@@ -174,6 +179,37 @@ def targets(progress: Progress) -> str:
     return "\n\n".join((headline(progress), *tables))
 
 
+def _counted(found: Mapping[str, int]) -> str:
+    """Counts in the order of their size, on one line."""
+    ordered = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
+    return ", ".join(f"{name} {n:,}" for name, n in ordered if n) or "none"
+
+
+def profile(outcome: Mapping[str, str]) -> str:
+    """What the demo runs with, for its first lines.
+
+    Args:
+        outcome: by variable.
+    """
+    return "profile: " + " ".join(f"{name}={text}" for name, text in outcome.items())
+
+
+def verdicts(tally: Tally) -> list[str]:
+    """What governor and apply layer have come to, a line each.
+
+    Args:
+        tally: so far.
+    """
+    return [
+        f"permits {tally.permits:,}: " + _counted(tally.fates),
+        f"fills: opens {tally.opens:,}, closes {tally.closes:,}",
+        f"blocks {sum(tally.blocks.values()):,}: " + _counted(tally.blocks),
+        "would have blocked: " + _counted(tally.would_block),
+        "hints: " + _counted(tally.hints),
+        *(["events: " + _counted(tally.events)] if tally.events else []),
+    ]
+
+
 def summary(outcome: Outcome, where: Sequence[str]) -> str:
     """What happened, in plain language.
 
@@ -181,19 +217,28 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
         outcome: of the demo.
         where: lines on where to look further.
     """
-    p, c = outcome.progress, outcome.candles
+    p, c, a = outcome.progress, outcome.candles, outcome.account
+    counts = a.permits.counts
     lines = [
         f"{p.bars:,} bars of {len(outcome.symbols)} symbols, {moment(p.first)} to {moment(p.now)} UTC"
         + (f", {p.jumps} gaps jumped" if p.jumps else ""),
-        f"{outcome.cycles:,} allocation cycles, {outcome.targets:,} targets",
+        f"{p.cycles:,} allocation cycles, {p.targets:,} targets",
         "candles: " + ", ".join(f"{name} {n:,}" for name, n in sorted(c.items()) if n),
+        *verdicts(p.tally),
+        f"account: balance {a.balance_usd:,.2f} USD, paid in {a.paid_in_usd:,.2f}, realised {a.realised_usd:+,.2f}, "
+        f"fees {a.fees_usd:,.2f}",
+        f"reconciled: issued {counts.issued:,} = consumed {counts.consumed:,} + expired {counts.expired:,} "
+        f"+ outstanding {counts.outstanding:,}; without a permit {counts.without_permit:,}, above the permit {counts.above_permit:,}",
         "executions: " + (", ".join(f"{name} {n:,}" for name, n in outcome.executions.items()) or "none"),
         "proposals: " + (", ".join(f"{name} {n:,}" for name, n in outcome.proposals.items()) or "none"),
+        *(f"drill: {line}" for line in outcome.drill),
         "inputs not used, so exactly neutral (before a producer has what it needs):"
         if outcome.fallbacks
         else "every input was used",
         *(f"  {name:40} {n:>9,}" for name, n in outcome.fallbacks.items()),
-        f"decisions sha256 {outcome.sha256}",
+        "checks:" if outcome.holds else "checks, of which some FAIL:",
+        *(f"  {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}" for check in outcome.checks),
+        f"records sha256 {outcome.sha256}",
         "",
         *where,
     ]
@@ -209,8 +254,30 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "last": p.now,
         "jumps": p.jumps,
         "symbols": list(outcome.symbols),
-        "cycles": outcome.cycles,
-        "targets": outcome.targets,
+        "cycles": p.cycles,
+        "targets": p.targets,
+        "profile": dict(outcome.profile),
+        "permits": p.tally.permits,
+        "blocks": dict(p.tally.blocks),
+        "would_block": dict(p.tally.would_block),
+        "hints": dict(p.tally.hints),
+        "events": dict(p.tally.events),
+        "fates": dict(p.tally.fates),
+        "opens": p.tally.opens,
+        "closes": p.tally.closes,
+        "account": {
+            "balance_usd": outcome.account.balance_usd,
+            "paid_in_usd": outcome.account.paid_in_usd,
+            "realised_usd": outcome.account.realised_usd,
+            "fees_usd": outcome.account.fees_usd,
+            "positions": {s: h.qty for s, h in outcome.account.held.items()},
+        },
+        "reconciled": {
+            **outcome.account.permits.counts.to_dict(),
+            "outstanding": outcome.account.permits.counts.outstanding,
+        },
+        "drill": list(outcome.drill),
+        "checks": [{"name": c.name, "ok": c.ok, "detail": c.detail} for c in outcome.checks],
         "fallbacks": dict(outcome.fallbacks),
         "candles": dict(outcome.candles),
         "executions": dict(outcome.executions),
@@ -225,6 +292,34 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "last_proposals": [dict(p.proposals[s]) for s in sorted(p.proposals)],
         "sha256": outcome.sha256,
     }
+
+
+def write_report(path: Path, outcome: Outcome, source: str) -> float:
+    """Write the page about a run; its size in MB.
+
+    Args:
+        path: where it goes.
+        outcome: of the demo, with what a report needs.
+        source: of the candles.
+
+    Raises:
+        PlotError: plotly is missing, or the file cannot be written.
+    """
+    p = outcome.progress
+    facts = [
+        ("bars", f"{p.bars:,} of {len(outcome.symbols)} symbols"),
+        ("from", f"{moment(p.first)} UTC"),
+        ("to", f"{moment(p.now)} UTC"),
+        ("candles", source),
+        *outcome.profile.items(),
+        ("records sha256", outcome.sha256),
+    ]
+    page = report.page(outcome.records, facts, [(c.name, c.ok, c.detail) for c in outcome.checks])
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise PlotError(f"{path} cannot be written: {error.strerror}") from None
+    return len(page) / 1e6
 
 
 @contextmanager
@@ -283,14 +378,14 @@ def _rich(out: TextIO) -> Iterator[View]:
             names = LIVE_COLUMNS if console.width >= LIVE_WIDTH else NARROW_COLUMNS
             for name in names:
                 side: Any = "left" if name in ("symbol", "reason", "pressure", "why") else "right"
-                least = {"reason": 6, "symbol": 8, "base": 8, "target": 8, "proposed": 8}.get(name, 4)
+                least = {"reason": 6, "symbol": 8, "base": 8, "target": 8, "position": 9, "proposed": 8}.get(name, 4)
                 grid.add_column(name, justify=side, min_width=least, no_wrap=True, overflow="ellipsis")
-            rows, room = live_rows(progress), max(3, console.height - 5)
+            rows, room = live_rows(progress), max(3, console.height - 11)
             for row in rows if len(rows) <= room else rows[: room - 1]:
                 grid.add_row(*(_short(row[name]) for name in names))
             if len(rows) > room:
                 grid.add_row(f"{len(rows) - room + 1} more")
-            screen.update(Group(grid, bar), refresh=True)
+            screen.update(Group(grid, "\n".join(verdicts(progress.tally)), bar), refresh=True)
 
         yield show
 

@@ -1,27 +1,34 @@
 """``feed``: candles in; market state, bars and, on paper, a book valued at the candles out.
 
 A ``Source`` hands out one step of candles at a time. Everything is stamped with the clock: the machine's, or in the
-demo the close of the candle. Between two bars the market states and positions of the symbols whose candles still come
-are written again every 10 s, so that they stay fresh; a symbol that has ended is left to grow old.
+demo the close of the candle. As soon as an apply layer holds the account, the book here is at rest. A feed that starts
+again takes up its tapes from the bars that it has written. Between two bars the market states and positions of the
+symbols whose candles still come are written again every 10 s, so that they stay fresh; a symbol that has ended is left
+to grow old.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from quantum_alloc.adapters.candles import Step, is_gap
-from quantum_alloc.adapters.effects import Effect, Group, HashSet, StreamAdd, in_groups
+from quantum_alloc.adapters.bars import decode_bar
+from quantum_alloc.adapters.candles import Candle, Step, is_gap
+from quantum_alloc.adapters.effects import Effect, Group, HashSet, Reply, StreamAdd, in_groups
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.writes import BARS_MAXLEN, SYMBOLS_PER_GROUP, Target, stamp, universe_effects
 from quantum_alloc.core.fields import number
 from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.core.market import SIGMA_BARS
 from quantum_alloc.core.paper import Book, Fill, Tape
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "feed"
+log = logging.getLogger("quantum_alloc.feed")
 LIVE_BARS = 3
 """A symbol without a candle for this many bars has ended, or pauses."""
 
@@ -85,6 +92,8 @@ class Seen:
     now: float
     step: Step | None
     ended: bool
+    paper: bool = True
+    tapes: Mapping[str, Tape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +122,7 @@ def step_feed(state: State, seen: Seen) -> tuple[State, Made]:
     if seen.step is None:
         alive = () if seen.ended else _alive(state)
         return state, Made(seen.now, state, alive, {}, 0)
-    tapes, gaps = dict(state.tapes), 0
+    tapes, gaps = {**seen.tapes, **state.tapes}, 0
     bars: dict[str, tuple[float, float, float]] = {}
     for c in seen.step.candles:
         before = tapes.get(c.symbol)
@@ -124,9 +133,27 @@ def step_feed(state: State, seen: Seen) -> tuple[State, Made]:
             gaps += gap
             tapes[c.symbol] = before.next(c.close, c.close_time, c.bar_s, gap=gap)
         bars[c.symbol] = (c.close, c.volume, c.bar_s)
-    book, fills = state.book.trade({s: close for s, (close, _, _) in bars.items()})
+    book, fills = state.book.trade({s: close for s, (close, _, _) in bars.items()} if seen.paper else {})
     after = State(book, tapes, seen.step.close_time)
     return after, Made(seen.now, after, tuple(sorted(bars)), bars, gaps, fills)
+
+
+def tape_of(reply: Reply, candle: Candle) -> Tape | None:
+    """The tape that a symbol's stream of bars holds; None where the candle does not come after it.
+
+    Args:
+        reply: the newest bars, newest first.
+        candle: the symbol's next candle.
+    """
+    found = [decode_bar(entry) for entry in reversed(reply)] if isinstance(reply, list) else []
+    bars = [bar for bar in found if bar is not None]
+    if not bars or bars[-1][0] >= candle.close_time:
+        return None
+    ts, close, bar_s = bars[0]
+    tape = Tape(close, ts, bar_s)
+    for ts, close, bar_s in bars[1:]:
+        tape = tape.next(close, ts, bar_s, gap=is_gap(tape.close_time, Candle(candle.symbol, ts, bar_s, close, 0.0)))
+    return tape
 
 
 def _alive(state: State) -> tuple[str, ...]:
@@ -194,6 +221,13 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
     return Told(f"Feed cycle complete symbols={len(made.fresh)} bars={len(made.bars)} gaps={made.gaps}", done)
 
 
+def _tapes(store: Store, keys: Keys, candles: Sequence[Candle]) -> dict[str, Tape]:
+    """The tapes of symbols that were not seen since the start, as far as their bars are on record."""
+    replies = store.read([("XREVRANGE", keys.bars(c.symbol), "+", "-", "COUNT", SIGMA_BARS + 1) for c in candles])
+    found = {c.symbol: tape_of(reply, c) for c, reply in zip(candles, replies, strict=True)}
+    return {symbol: tape for symbol, tape in found.items() if tape is not None}
+
+
 def build(
     store: Store,
     metrics: Metrics,
@@ -216,10 +250,19 @@ def build(
         executions: stream of the paper book's trades.
     """
 
+    looked: set[str] = set()
+    told: list[bool] = []
+
     def read(now: float) -> Seen:
-        store.ping()  # trouble is met before a candle is taken
+        held = store.read([("EXISTS", to.keys.apply_state)])[0]  # trouble is met before a candle is taken
+        if paper and held and not told:
+            told.append(True)
+            log.warning("the apply layer holds the account: the paper book of the feed is at rest")
         step = source.take(now)
-        return Seen(now, step, source.ended)
+        new = [c for c in step.candles if c.symbol not in looked] if step is not None else []
+        seen = Seen(now, step, source.ended, paper and not held, _tapes(store, to.keys, new))
+        looked.update(c.symbol for c in new)
+        return seen
 
     def decide(state: State, seen: Seen, _: Attempt) -> tuple[State, Made]:
         return step_feed(state, seen)
@@ -231,7 +274,7 @@ def build(
         initial=State(book),
         read=read,
         decide=decide,
-        effects=lambda _, made: effects(made, to, paper=paper, executions=executions),
+        effects=lambda seen, made: effects(made, to, paper=seen.paper, executions=executions),
         tell=lambda seen, made, _: tell(metrics, seen, made),
         wait_s=source.wait_s,
     )

@@ -23,7 +23,7 @@ from quantum_alloc.adapters.clock import Clock
 from quantum_alloc.adapters.commit import Basis, Item, Status
 from quantum_alloc.adapters.governor_read import Reader
 from quantum_alloc.adapters.governor_scripts import COMMIT, DISARM
-from quantum_alloc.adapters.governor_wire import POS
+from quantum_alloc.adapters.governor_wire import POS, seen_kill, seen_latch, time_us
 from quantum_alloc.adapters.intake import TRIES, Entry, Intake
 from quantum_alloc.adapters.journal import Entry as JournalEntry
 from quantum_alloc.adapters.metrics import Metrics
@@ -39,7 +39,7 @@ from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Plan
 from quantum_alloc.core.stability import ClockState, observe
 from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay, Undecided
-from quantum_alloc.services.governor_keeper import Keeper, Where, seen_kill, seen_latch, time_us
+from quantum_alloc.services.governor_keeper import Keeper, Where
 from quantum_alloc.services.governor_tell import Tally
 from quantum_alloc.services.loop import Cycle, Told
 

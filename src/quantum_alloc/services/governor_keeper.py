@@ -157,7 +157,7 @@ class Keeper:
 
     def _now_us(self, reply: Reply) -> int | None:
         """The server's time, or what stands for it."""
-        return time_us(reply) if self._simulated is None else round(self._simulated.now() * US)
+        return gw.time_us(reply) if self._simulated is None else round(self._simulated.now() * US)
 
     def _is_known_here(self) -> bool:
         here = self.where.directory
@@ -313,31 +313,6 @@ class Keeper:
             ("HMGET", keys.latch, "state", "since", "by", "why"),
             ("HMGET", keys.rearm, "at"),
         ]
-
-
-def seen_kill(reply: Reply) -> str | bytes:
-    """The kill key as the commit script compares it."""
-    if reply is None:
-        return "-"
-    return b"+" + reply if isinstance(reply, bytes) else "!"
-
-
-def seen_latch(reply: Reply) -> str | bytes:
-    """The latch as the commit script compares it."""
-    if not isinstance(reply, list):
-        return "!"
-    state, since = reply[0], reply[1]
-    if state is None and since is None:
-        return "-"
-    return b"+" + (state if isinstance(state, bytes) else b"") + b"|" + (since if isinstance(since, bytes) else b"")
-
-
-def time_us(reply: Reply) -> int | None:
-    """TIME's answer as microseconds; None where it is none."""
-    if not isinstance(reply, list) or len(reply) != 2:
-        return None
-    s, us = reply
-    return int(s) * US + int(us) if isinstance(s, bytes) and isinstance(us, bytes) else None
 
 
 def _latch_of(reply: Reply, now_us: int) -> Latch:

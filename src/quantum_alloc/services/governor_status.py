@@ -6,13 +6,13 @@ from typing import Any
 
 from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters.effects import Reply
+from quantum_alloc.adapters.governor_wire import time_us
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core.governor_params import GATES, GovernorParams
 from quantum_alloc.core.limits import BURST_S, US, Usage, usage
 from quantum_alloc.core.plan import Movement
-from quantum_alloc.services.governor_keeper import time_us
 from quantum_alloc.services.options import GovernorOptions, Settings
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from quantum_alloc.services.apply_options import ApplyOptions
+from quantum_alloc.services.desk_options import DeskOptions
 from quantum_alloc.services.governor_options import GovernorOptions
 from quantum_alloc.services.redis_options import RedisOptions, is_host
 from quantum_alloc.services.service_options import (
@@ -35,10 +37,12 @@ __all__ = [
     "GROUPS",
     "KNOWN",
     "AllocationOptions",
+    "ApplyOptions",
     "AttributionOptions",
     "BudgetOptions",
     "ClustersOptions",
     "CommonOptions",
+    "DeskOptions",
     "EfficiencyOptions",
     "FeedOptions",
     "GovernorOptions",
@@ -107,7 +111,9 @@ GROUPS: dict[str, type[ServiceOptions]] = {
         AllocationOptions,
         EfficiencyOptions,
         ProposerOptions,
+        DeskOptions,
         GovernorOptions,
+        ApplyOptions,
     )
 }
 """The group of each service, by its name on the command line."""

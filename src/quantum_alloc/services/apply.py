@@ -1,0 +1,534 @@
+"""``apply``: permits in, fills on paper out; it holds the paper account. By event, and every few seconds for the marks.
+
+    entries  <- events, results, executions and transfers since the last ones, with kill switch, latch and the account
+    prices   <- permits, markets, regime and clusters of what waits or is held
+    fates    <- core.apply, one permit after the other, in the order in which they were issued
+    consume  -> one script: permits deleted and marked, account, positions, balance, executions, results
+
+The account in Redis is the only memory: a cycle that was cut is there whole or not at all, and the next one reads on
+from what is there. What was not consumed before its time is reported as expired. Source: the project's governor,
+section 4.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from quantum_alloc.adapters import apply_wire as aw
+from quantum_alloc.adapters import codec, consume, wire
+from quantum_alloc.adapters import governor_wire as gw
+from quantum_alloc.adapters.clock import Clock
+from quantum_alloc.adapters.effects import Command, Delete, Effect, Failed, HashSet, Reply, StreamAdd
+from quantum_alloc.adapters.keys import LIVE, Keys
+from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.permits import SigningKey
+from quantum_alloc.adapters.store import Store, StoreError
+from quantum_alloc.adapters.universe import Universe
+from quantum_alloc.adapters.writes import stamp, universe_effects
+from quantum_alloc.core.account import FLAT, Held
+from quantum_alloc.core.apply import Application, ApplyInputs, ApplyParams, Fate, apply_permit
+from quantum_alloc.core.fields import number
+from quantum_alloc.core.governor_inputs import Kill
+from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.core.limits import US
+from quantum_alloc.core.numeric import exact_sum
+from quantum_alloc.core.reading import Fresh, Reading, missing
+from quantum_alloc.core.reconcile import Known, Reconciled, SeenFill, Stage, reconcile
+from quantum_alloc.core.record_apply import apply_fields
+from quantum_alloc.services.loop import Cycle, Told
+
+NAME = "apply"
+log = logging.getLogger("quantum_alloc.apply")
+PAGE = 500
+BLOCK_S = 0.5
+BLOCK_LATE_S = 0.4
+AGAIN_S = 0.1
+LABEL_STALE_S = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """What an apply layer is set to.
+
+    Attributes:
+        params: the numbers of the rules.
+        events: stream of the governor's events.
+        results: stream of what became of each permit.
+        executions: stream of fills.
+        equity_usd: what the account is opened with where nobody has written a balance.
+        mark_every_s: seconds after which positions and balance are written again.
+        maxlen: about how many entries streams keep.
+        keys: that may have signed permits.
+        simulated: a clock in the place of the server's; None for the server's.
+        once: never wait for an event.
+        names: of keys.
+    """
+
+    params: ApplyParams
+    events: str = LIVE.events
+    results: str = LIVE.results
+    executions: str = LIVE.stream("execution.result")
+    equity_usd: float = 100_000.0
+    mark_every_s: float = 5.0
+    maxlen: int = 200_000
+    keys: tuple[SigningKey, ...] = ()
+    simulated: Clock | None = None
+    once: bool = False
+    names: Keys = LIVE
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that are followed, in the order of ``apply_wire.STREAMS``."""
+        return self.events, self.results, self.executions, self.names.transfers
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What is new in the streams that are followed.
+
+    Attributes:
+        issued: plan id and permit of each PERMIT.
+        consumed: plan ids of permits that somebody reports to have used up.
+        fills: of the execution stream.
+        paid_in_usd: one a transfer.
+        positions: stream -> id of its last entry.
+        is_more: whether there is more to read at once.
+    """
+
+    issued: tuple[tuple[str, Known], ...] = ()
+    consumed: tuple[str, ...] = ()
+    fills: tuple[SeenFill, ...] = ()
+    paid_in_usd: tuple[float, ...] = ()
+    positions: Mapping[str, str] = field(default_factory=dict)
+    is_more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Everything that one cycle read.
+
+    Attributes:
+        now_us: the clock.
+        basis: what the script compares.
+        kill: what the kill switch says, its latch included.
+        loaded: the account as it stands.
+        account: the account to go on from.
+        entries: since the last ones.
+        raws: by plan id, the permits that are there.
+        prices: by symbol.
+        labels: regime, and cluster by symbol.
+        is_due: whether positions and balance are to be written again.
+    """
+
+    now_us: int
+    basis: consume.Basis
+    kill: Kill
+    loaded: aw.Loaded
+    account: aw.Account
+    entries: Entries
+    raws: Mapping[str, bytes]
+    prices: Mapping[str, Reading[float]]
+    labels: tuple[str, Mapping[str, str]]
+    is_due: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What one cycle comes to.
+
+    Attributes:
+        account: after it.
+        ended: the fates that are final.
+        waiting: how many permits go on waiting.
+        is_write: whether there is anything to write.
+    """
+
+    account: aw.Account
+    ended: tuple[Application, ...] = ()
+    waiting: int = 0
+    is_write: bool = False
+
+
+def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], attempt: Attempt) -> Made:
+    """The account after a cycle; pure.
+
+    Args:
+        seen: everything that was read.
+        params: the numbers of the apply layer.
+        keys: that may have signed permits.
+        attempt: runs one permit's step.
+    """
+    before, e, now_us = seen.account, seen.entries, seen.now_us
+    known = reconcile(before.permits, now_us, e.issued, e.consumed, e.fills)
+    permits, held = dict(known.permits), dict(before.held)
+    balance, paid_in, realised, fees = before.balance_usd, before.paid_in_usd, before.realised_usd, before.fees_usd
+    for usd in e.paid_in_usd:
+        balance, paid_in = balance + usd, paid_in + usd
+    ended, taken, waiting = [], [], 0
+    for plan_id, one in sorted(known.permits.items(), key=lambda pair: pair[1].number):
+        if one.stage is not Stage.WAITING:
+            continue
+        inputs = _inputs(plan_id, one, seen, keys, held.get(one.symbol, FLAT))
+        made = attempt(one.symbol, partial(apply_permit, inputs, params))
+        if made is None or made.fate is Fate.WAITS:
+            waiting += 1
+            permits[plan_id] = replace(one, waited=one.waited if made is None else made.reason.value)
+            continue
+        ended.append(made)
+        if made.is_consumed:
+            taken.append(plan_id)
+        else:
+            permits[plan_id] = replace(one, stage=Stage.REFUSED)
+        if made.trade is not None:
+            held[one.symbol] = made.held
+            balance = made.trade.balance_usd(balance)
+            realised, fees = realised + (made.trade.pnl_usd or 0.0), fees + made.trade.fee_usd
+    after = reconcile(Reconciled(permits, known.counts), now_us, consumed=taken)
+    account = aw.Account(
+        before.revision, before.streams, {**before.positions, **e.positions}, balance, paid_in, realised, fees, held,
+        after,
+    )  # fmt: skip
+    is_write = seen.is_due or seen.loaded.account is None or account != before
+    return Made(replace(account, revision=before.revision + is_write), tuple(ended), waiting, is_write)
+
+
+def _inputs(plan_id: str, one: Known, seen: Seen, keys: Sequence[SigningKey], held: Held) -> ApplyInputs:
+    raw = seen.raws.get(plan_id)
+    read = None if raw is None else aw.terms_of(raw, plan_id, one.symbol, keys)
+    terms, until_us = (None, one.until_us) if read is None else (read[0], min(read[1], one.until_us))
+    price = seen.prices.get(one.symbol, missing())
+    return ApplyInputs(plan_id, one.symbol, terms, seen.now_us, until_us, seen.kill, held, price, raw is not None)
+
+
+class Applier:
+    """One apply layer: what it reads, decides and writes."""
+
+    def __init__(self, store: Store, metrics: Metrics, settings: Set, universe: Universe) -> None:
+        """Put the parts together; nothing is read yet."""
+        self._store, self._metrics, self._set, self._universe = store, metrics, settings, universe
+        self._positions: dict[str, str] = {}
+        self._marked_us = 0
+        self._idle_until = 0.0
+        self._is_idle = False
+        self._refused = ""
+        self._is_more = False
+        self._without = -1
+
+    # ---- read
+
+    def read(self, now: float) -> Seen:
+        """The streams, the account, and what the permits that wait need."""
+        self._wait()
+        for _ in range(3):
+            head = self._head()
+            now_us = self._now_us(head[0])
+            loaded = aw.decode_state(head[3])
+            if loaded.trouble:
+                key = self._set.names.apply_state
+                raise StoreError("other", f"the account {key} cannot be read: {loaded.trouble}: mend it, or delete it")
+            account = loaded.account or self._opened(now_us, now)
+            if account.streams != self._set.streams:
+                key = self._set.names.apply_state
+                told = ", ".join(account.streams)
+                raise StoreError("other", f"the account {key} follows {told}: name these streams, or delete it")
+            if dict(account.positions) == self._positions:
+                return self._seen(head, loaded, account, now_us)
+            self._positions = dict(account.positions)
+        raise StoreError("conflict", "another apply layer writes the same account: does the service run twice?")
+
+    def _wait(self) -> None:
+        """Where nothing is to be done, until an event comes or the marks are due."""
+        left = min(BLOCK_S, self._idle_until - time.monotonic())
+        if self._set.once or self._set.simulated is not None or not self._is_idle or left <= 0.0:
+            return
+        since = self._positions["events"], self._positions["transfers"]
+        ms = max(1, round(left * 1000))
+        streams = (self._set.events, self._set.names.transfers, *since)
+        self._store.read([("XREAD", "COUNT", 1, "BLOCK", ms, "STREAMS", *streams)], left + BLOCK_LATE_S)
+
+    def _head(self) -> list[Reply]:
+        k = self._set.names
+        commands: list[Command] = [
+            ("TIME",), ("GET", k.kill), ("HMGET", k.latch, "state", "since"), ("HGETALL", k.apply_state),
+            ("HLEN", k.clusters),
+        ]  # fmt: skip
+        if self._positions:
+            for name, stream in zip(aw.STREAMS, self._set.streams, strict=True):
+                commands.append(("XRANGE", stream, f"({self._positions[name]}", "+", "COUNT", PAGE))
+        return self._store.read_together(commands)
+
+    def _now_us(self, reply: Reply) -> int:
+        if self._set.simulated is not None:
+            return round(self._set.simulated.now() * US)
+        server_us = gw.time_us(reply)
+        if server_us is None:
+            raise StoreError("other", "the server does not tell its time")
+        return server_us
+
+    def _opened(self, now_us: int, now: float) -> aw.Account:
+        """A new account: what stands in Redis is taken over, else what the settings say is paid in."""
+        s, k = self._set, self._set.names
+        universe = self._universe.find(self._store, self._store.read(self._universe.query), now)
+        if not universe.complete:
+            raise StoreError("other", "the positions to take over are still being looked for")
+        names = universe.names
+        asked = ("position_amt", "entry_price")
+        balance, *positions = self._store.read(
+            [("HGET", k.balance, "balance"), *(("HMGET", k.position(n), *asked) for n in names)]
+        )
+        known = codec.number(balance) if isinstance(balance, bytes) else None
+        usd = s.equity_usd if known is None else known
+        held = {}
+        for symbol, reply in zip(names, positions, strict=True):
+            told = [codec.number(r) if isinstance(r, bytes) else None for r in reply] if isinstance(reply, list) else []
+            if len(told) == 2 and told[0] and told[1]:
+                held[symbol] = Held(told[0], told[1], now_us)
+        if held or known is not None:
+            log.warning("the account is opened with %s USD and %d positions that were there", number(usd), len(held))
+        first = {name: self._first_id(name, now_us) for name in aw.STREAMS}
+        return aw.Account(0, s.streams, first, usd, usd, held=held)
+
+    def _first_id(self, name: str, now_us: int) -> str:
+        """Where a new account begins to read: permits that may still be open, and what comes from now on."""
+        if self._set.simulated is not None:
+            return "0-0"
+        back_s = aw.PERMIT_LIFE_S + aw.LIFE_SLACK_S if name == "events" else 0
+        return f"{max(0, now_us // 1000 - back_s * 1000)}-0"
+
+    def _seen(self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int) -> Seen:
+        s, k = self._set, self._set.names
+        entries = _entries(head[5:], self._set.streams) if len(head) > 5 else Entries()
+        waiting = {p: one for p, one in account.permits.permits.items() if one.stage is Stage.WAITING}
+        waiting.update((p, one) for p, one in entries.issued if one.stage is Stage.WAITING and p not in waiting)
+        symbols = sorted({*account.held, *(one.symbol for one in waiting.values())})
+        commands: list[Command] = [wire.newest(k.stream("regime.state"))]
+        size = head[4]
+        has_map = bool(waiting) and isinstance(size, int) and size <= wire.MAP_FIELDS_LIMIT
+        commands += [("HGETALL", k.clusters)] if has_map else []
+        at = len(commands)
+        commands += [("GET", k.permit(p)) for p in waiting]
+        commands += [gw.MARKET.query(k.market(n)) for n in symbols]
+        replies = self._store.read_together(commands)
+        raws, markets = replies[at : at + len(waiting)], replies[at + len(waiting) :]
+        now = now_us / US
+        stale_s = s.params.market_stale_s
+        kill = Kill.HALT if gw.is_latched(head[2]) else gw.kill_state(head[1])
+        regime = wire.decode_newest(wire.REGIME, replies[0], now, LABEL_STALE_S)
+        clusters = wire.decode_clusters(replies[1]).of if has_map else {}
+        revision = loaded.texts.get("_rev", "")
+        simulated_us = None if s.simulated is None else now_us
+        basis = consume.Basis(
+            gw.seen_kill(head[1]), gw.seen_latch(head[2]), revision, now_us, self._store.connections, simulated_us
+        )
+        return Seen(
+            now_us, basis, kill, loaded, account, entries,
+            {p: raw for p, raw in zip(waiting, raws, strict=True) if isinstance(raw, bytes)},
+            {n: wire.decode(gw.MARKET, r, now, stale_s) for n, r in zip(symbols, markets, strict=True)},
+            (regime.value.name if isinstance(regime, Fresh) else "", clusters),
+            now_us >= self._marked_us + round(s.mark_every_s * US) or now_us < self._marked_us,
+        )  # fmt: skip
+
+    # ---- write
+
+    def write(self, seen: Seen, made: Made) -> None:
+        """Everything of the cycle in one script, or nothing."""
+        self._refused = ""
+        if made.is_write:
+            taken = [
+                consume.Taken(
+                    a.inputs.plan_id, seen.raws[a.inputs.plan_id], a.inputs.until_us,
+                    a.inputs.terms is not None and not a.inputs.terms.reduce_only,
+                )
+                for a in made.ended if a.is_consumed
+            ]  # fmt: skip
+            keys, args = consume.call(taken, self._effects(seen, made), seen.basis, self._set.names)
+            reply = self._store.run(consume.CONSUME, keys, args, seen.basis.connection)
+            self._refused = consume.answered(reply, self._store.shown)
+        if not self._refused:
+            self._positions = dict(made.account.positions)
+            if made.is_write:
+                self._marked_us = seen.now_us
+                self._idle_until = time.monotonic() + self._set.mark_every_s
+        self._is_more = seen.entries.is_more and not self._refused
+        self._is_idle = not (self._refused or made.waiting or self._is_more)
+
+    def _effects(self, seen: Seen, made: Made) -> list[Effect]:
+        s, k, now = self._set, self._set.names, seen.now_us / US
+        out: list[Effect] = [aw.saving(k.apply_state, seen.loaded.texts, made.account)]
+        out.append(HashSet(k.balance, {"balance": number(made.account.balance_usd), **stamp(now)}))
+        out += universe_effects(sorted({a.inputs.symbol for a in made.ended if a.trade}), frozenset(), k)
+        for symbol, held in made.account.held.items():
+            price = seen.prices.get(symbol, missing())
+            if isinstance(price, Fresh):
+                out.append(HashSet(k.position(symbol), _position(held, price.value, now)))
+            elif held.qty == 0.0:
+                out.append(Delete(k.position(symbol)))  # flat, and nobody tells its price any more
+        for a in made.ended:
+            waited = seen.account.permits.permits.get(a.inputs.plan_id)
+            told = {**apply_fields(a, s.params), "waited_for": "" if waited is None else waited.waited, **stamp(now)}
+            if a.trade is not None:
+                told["consumed_us"] = str(seen.now_us)
+                out.append(StreamAdd(s.executions, _execution(a, seen), s.maxlen))
+            out.append(StreamAdd(s.results, told, s.maxlen))
+        return out
+
+    # ---- what is told
+
+    def tell(self, seen: Seen, made: Made) -> Told:
+        """Metrics, alarms, and the cycle's line; an idle cycle has none."""
+        m, a = self._metrics, made.account
+        if self._refused:
+            m.add("quantum_alloc_apply_refused_total", self._refused)
+            return Told("")
+        for done in made.ended:
+            m.add("quantum_alloc_apply_results_total", done.fate.value, done.reason.value)
+            if done.trade is not None:
+                symbol = done.inputs.symbol
+                m.add("quantum_alloc_fills_total", symbol, "BUY" if done.trade.qty > 0.0 else "SELL")
+                m.add(
+                    "quantum_alloc_fill_notional_usd_total", symbol, amount=abs(done.trade.qty) * done.trade.price_usd
+                )
+                m.add("quantum_alloc_hints_applied_total", amount=done.factor != 1.0)
+        self._gauges(seen, a, made.waiting)
+        fills = sum(done.trade is not None for done in made.ended)
+        line = f"Apply cycle complete fills={fills} ended={len(made.ended)} waiting={made.waiting}"
+        return Told(f"{line} mode={self._set.params.apply_mode}" if made.ended else "")
+
+    def _gauges(self, seen: Seen, a: aw.Account, waiting: int) -> None:
+        m, c = self._metrics, a.permits.counts
+        m.set("quantum_alloc_symbols", len(a.held))
+        m.set("quantum_alloc_balance_usd", a.balance_usd)
+        m.set("quantum_alloc_realized_pnl_usd", a.realised_usd)
+        m.set("quantum_alloc_fees_usd", a.fees_usd)
+        m.set("quantum_alloc_permits_waiting", waiting)
+        m.set("quantum_alloc_permits_outstanding", c.outstanding)
+        for state in Kill:
+            m.set("quantum_alloc_kill_state", float(seen.kill is state), state.value)
+        for name, total in (
+            ("quantum_alloc_permits_issued_total", c.issued),
+            ("quantum_alloc_permits_consumed_total", c.consumed),
+            ("quantum_alloc_permits_expired_total", c.expired),
+            ("quantum_alloc_fills_without_permit_total", c.without_permit),
+            ("quantum_alloc_fills_above_permit_total", c.above_permit),
+        ):
+            m.add(name, amount=max(0.0, total - m.value(name)))
+        marks = {s: h.qty * p.value for s, h in a.held.items() if isinstance(p := seen.prices.get(s), Fresh)}
+        m.replace("quantum_alloc_position_usd", marks)
+        wrong = c.without_permit + c.above_permit
+        if wrong > max(self._without, 0):
+            log.error(
+                "%d fills without a permit and %d above their permit are on record: see 'quantum-alloc status'",
+                c.without_permit, c.above_permit,
+            )  # fmt: skip
+        self._without = wrong
+
+    @property
+    def has_more(self) -> bool:
+        """True while a page of some stream was full."""
+        return self._is_more
+
+    def wait_s(self, _: float) -> float:
+        """Reading waits for events; what waits for something else is looked at again after a moment."""
+        return 0.0 if self._is_idle or self._is_more else AGAIN_S
+
+
+def _entries(replies: Sequence[Reply], streams: Sequence[str]) -> Entries:
+    pages = []
+    for stream, reply in zip(streams, replies, strict=True):
+        if isinstance(reply, Failed) or not isinstance(reply, list):
+            raise StoreError("other", f"{stream} cannot be read as a stream: delete it, or name another one")
+        pages.append(reply)
+    events, results, fills, transfers = pages
+    positions = {n: ids[-1] for n, page in zip(aw.STREAMS, pages, strict=True) if (ids := aw.ids_of(page))}
+    return Entries(
+        tuple(p for e in events if (p := aw.permit_event(e)) is not None),
+        tuple(c for e in results if (c := aw.consumed_by(e)) is not None),
+        tuple(f for e in fills if (f := aw.fill_of(e)) is not None),
+        tuple(aw.transfer_usd(e) for e in transfers),
+        positions,
+        any(len(page) >= PAGE for page in pages),
+    )
+
+
+def _position(held: Held, mark_usd: float, now: float) -> dict[str, str]:
+    return {
+        "position_amt": number(held.qty),
+        "entry_price": number(held.entry_price_usd),
+        "mark_price": number(mark_usd),
+        "unrealized_pnl": number(held.unrealized_pnl_usd(mark_usd)),
+        "leverage": "1",
+        "opened_ts": number(held.opened_us / US),
+        "next_open_ts": number(held.next_open_us / US),
+        **stamp(now, "ts_epoch"),
+    }
+
+
+def _execution(a: Application, seen: Seen) -> dict[str, str]:
+    done, symbol = a.trade, a.inputs.symbol
+    if done is None:
+        raise ValueError("no fill")
+    regime, clusters = seen.labels
+    known = seen.account.permits.permits.get(a.inputs.plan_id)
+    known = known or dict(seen.entries.issued)[a.inputs.plan_id]
+    labels = {"regime": regime, "cluster": clusters.get(symbol, ""), "signal": known.action}
+    return {
+        "symbol": symbol,
+        **({} if done.pnl_usd is None else {"pnl_usd": number(done.pnl_usd)}),
+        "filled_qty": number(abs(done.qty)),
+        "side": "BUY" if done.qty > 0.0 else "SELL",
+        "price": number(done.price_usd),
+        "fee_usd": number(done.fee_usd),
+        "plan_id": a.inputs.plan_id,
+        **{name: text for name, text in labels.items() if text},
+        **stamp(seen.now_us / US),
+    }
+
+
+def equity_usd(account: aw.Account, marks: Mapping[str, float]) -> float:
+    """Balance and unrealised PnL, USD.
+
+    Args:
+        account: of the state hash.
+        marks: price of each symbol that is held.
+    """
+    return account.balance_usd + exact_sum(h.unrealized_pnl_usd(marks[s]) for s, h in account.held.items() if h.qty)
+
+
+def build(store: Store, metrics: Metrics, settings: Set, universe: Universe) -> Cycle[None, Seen, Made]:
+    """The service.
+
+    Args:
+        store: where it reads and writes.
+        metrics: where it counts.
+        settings: what it is set to.
+        universe: symbols with a position, for an account that is opened anew.
+    """
+    applier = Applier(store, metrics, settings, universe)
+
+    def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, Made]:
+        return None, step_account(seen, settings.params, settings.keys, attempt)
+
+    return Cycle(
+        name=NAME,
+        mode=settings.params.apply_mode,
+        interval_s=settings.mark_every_s,
+        initial=None,
+        read=applier.read,
+        decide=decide,
+        effects=lambda _seen, _made: (),
+        write=applier.write,
+        tell=lambda seen, made, _: applier.tell(seen, made),
+        wait_s=applier.wait_s,
+        more=lambda: applier.has_more,
+    )
+
+
+def universe_of(keys: Keys = LIVE, fixed: tuple[str, ...] = (), limit: int = 10_000) -> Universe:
+    """Symbols with a position."""
+    found = Universe(keys, (keys.position(""),), fixed, limit)
+    found.whole = True
+    return found
