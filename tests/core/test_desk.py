@@ -281,16 +281,16 @@ def test_contradictions_are_refused(wrong: Mapping[str, Any], told: str) -> None
 
 @pytest.mark.parametrize(
     ("target", "held", "mark"),
-    [(1221.94, 3.5, 121.47), (961.29, 3.96, 68.4), (750.64, 8.38, 24.5), (200.0, 0.0, 77.46)],
+    [(1221.94, 3.5, 121.47), (336.79, 0.68, 194.96), (1374.53, 6.09, 35.98), (200.0, 0.0, 77.46)],
 )
 def test_no_rounding_goes_above_a_limit(target: float, held: float, mark: float) -> None:
-    """Where the plain quotient is above a limit by its rounding, the quantity is the next below that is not."""
-    p = DeskParams(trade_usd=1e9, max_notional_per_trade_usd=1e9 if held else 200.0)
-    qty = open_qty(target, held, mark, mark, p)
-    assert qty == pytest.approx((target - held * mark) / mark, rel=1e-12)
-    assert (held + qty) * mark <= target
+    """Where the plain quotient is above a limit by its rounding, or its sum with what is held is, a quantity that is
+    less by no more than that is taken."""
+    qty = open_qty(target, held, mark, mark, DeskParams(trade_usd=1e9, max_notional_per_trade_usd=1e9))
     plain = (target - held * mark) / mark
-    assert (held + plain) * mark > target or held + (target / mark - held) > target / mark, "a case of its own"
+    assert (held + plain) * mark > target, "a case of its own"
+    assert (held + qty) * mark <= target
+    assert qty == pytest.approx(plain, rel=1e-14)
 
 
 def test_room_that_no_quantity_fits_into() -> None:

@@ -15,6 +15,7 @@ from quantum_alloc.adapters.run_records import Records
 from quantum_alloc.services import report
 from tests.conftest import absent
 from tests.services.test_report import CHECKS, FACTS, HOSTILE, T0, decision, run
+from tests.support.running import until
 
 QUIET = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -23,6 +24,7 @@ QUIET = (
 CHARTS = ("equity", "targets", "factors", "efficiency", "verdicts")
 BTC, ETH = 1, 2
 """Places in the list of symbols, behind ``=1+1``."""
+WIDTH = "document.querySelector('#equity-chart .main-svg').getBoundingClientRect().width"
 NO_CLIPBOARD = "Object.defineProperty(navigator, 'clipboard', {value: undefined});"
 REFUSED = "navigator.clipboard.writeText = () => Promise.reject(new Error('no'));"
 
@@ -106,9 +108,14 @@ def test_the_charts_are_drawn(seen: Opened) -> None:
     assert seen.traces("equity")[0]["y"] == [100000, 94000, 99000.5]
     assert seen.traces("equity")[0]["x"] == [1000 * (T0 + 60 * i) for i in range(3)]
     assert seen.page.locator("#equity-chart .scatterlayer .trace").count() == 3
-    assert seen.page.locator("#verdicts-chart .barlayer .point path").count() == 5
+    bars = "paths => paths.filter(p => p.getBBox().height > 0).length"
+    assert seen.page.locator("#verdicts-chart .barlayer .point path").evaluate_all(bars) == 5
     assert [t["name"] for t in seen.traces("targets")] == ["exposure", "fill (▲ BUY, ▼ SELL)"]
     assert seen.page.locator("#factors-none").is_visible()
+    buttons = seen.page.locator("#equity-chart .modebar-btn").evaluate_all("of => of.map(b => b.dataset.title)")
+    assert [
+        title for title in buttons if "PNG" not in title and not title.startswith(("Zoom", "Pan", "Auto", "Reset"))
+    ] == []
     zones = seen.page.locator("#equity-chart .annotation-text").all_text_contents()
     assert zones == ["LOW: below 5%", "MID: below 15%", "HIGH: 15% and more"]
 
@@ -137,15 +144,15 @@ def test_another_symbol_is_drawn_when_it_is_chosen(seen: Opened) -> None:
 def test_zooming_one_chart_zooms_all(seen: Opened) -> None:
     """A range chosen in one chart is shown in every chart."""
     before = seen.range("equity")
-    box = seen.page.locator("#targets-chart .nsewdrag").bounding_box()
+    panel = seen.page.locator("#targets-chart .nsewdrag")
+    panel.scroll_into_view_if_needed()
+    box = panel.bounding_box()
     assert box is not None
     seen.page.mouse.move(box["x"] + box["width"] / 4, box["y"] + 40)
     seen.page.mouse.down()
     seen.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 42, steps=5)
     seen.page.mouse.up()
-    seen.page.wait_for_function(
-        "was => document.getElementById('equity-chart')._fullLayout.xaxis.range[0] !== was", arg=before[0]
-    )
+    until(lambda: seen.range("verdicts")[0] != before[0], 5, "the other charts are zoomed")
     ranges = [seen.range(chart) for chart in CHARTS]
     assert ranges == [ranges[0]] * len(CHARTS)
     assert before[0] < ranges[0][0] < ranges[0][1] < before[1]
@@ -159,20 +166,22 @@ def test_tables_are_copied_with_tabs(browser: Browser, file: Path, before: str) 
     page = found.page
     if not before:
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("document.body.append(Object.assign(document.createElement('textarea'), {id: 'paste'}))")
+    page.locator("#paste").fill("what was copied before")
+    page.locator("#paste").select_text()
+    page.keyboard.press("Control+X")
     button = page.locator("button[data-table=standing]")
     button.click()
-    page.wait_for_function("document.querySelector('button[data-table=standing]').textContent === 'Copied'")
+    until(lambda: button.text_content() == "Copied", 5, "the button says so")
     assert page.get_by_role("status").text_content() == "3 rows copied"
-    page.evaluate("document.body.append(Object.assign(document.createElement('textarea'), {id: 'paste'}))")
     page.locator("#paste").focus()
     page.keyboard.press("Control+V")
-    page.wait_for_function("document.getElementById('paste').value !== ''")
+    until(lambda: page.locator("#paste").input_value() != "", 5, "the text is pasted")
     head, *rows = [line.split("\t") for line in page.locator("#paste").input_value().splitlines()]
     assert head[:3] == ["symbol", "decided (UTC)", "target_usd"]
     assert [row[0] for row in rows] == ["'=1+1", "BTCUSDT", "ETHUSDT"]
-    assert dict(zip(head, rows[1], strict=True)) | {"target_usd": "0.30000000000000004", "position": "-0.03"} == dict(
-        zip(head, rows[1], strict=True)
-    )
+    btc = dict(zip(head, rows[1], strict=True))
+    assert (btc["target_usd"], btc["position"]) == ("0.30000000000000004", "-0.03")
     assert found.said == []
     page.close()
 
@@ -189,18 +198,18 @@ def test_a_narrow_window_is_enough(browser: Browser, file: Path) -> None:
     wide = page.locator("#fills").evaluate("t => [t.scrollWidth, t.parentElement.clientWidth]")
     assert wide[0] > wide[1]
     page.set_viewport_size({"width": 1100, "height": 900})
-    page.wait_for_function("document.querySelector('#equity-chart .main-svg').getBoundingClientRect().width > 1000")
+    until(lambda: page.evaluate(WIDTH) > 1000, 5, "the chart is as wide as the window")
     page.close()
 
 
 def test_printing_fits_the_paper_and_leaves_the_screen_as_it_was(seen: Opened, tmp_path: Path) -> None:
     """Charts are as wide as a sheet of paper while it prints, and as the window afterwards."""
-    page, width = seen.page, "document.querySelector('#equity-chart .main-svg').getBoundingClientRect().width"
-    page.evaluate(f"window.addEventListener('beforeprint', () => {{ window.printed = {width}; }})")
-    before = page.evaluate(width)
+    page = seen.page
+    page.evaluate(f"window.addEventListener('beforeprint', () => {{ window.printed = {WIDTH}; }})")
+    before = page.evaluate(WIDTH)
     page.pdf(path=tmp_path / "run.pdf", format="A4")
     assert page.evaluate("window.printed") == 680
-    page.wait_for_function(f"{width} === {before}")
+    until(lambda: page.evaluate(WIDTH) == before, 5, "the chart is as it was")
 
 
 def test_names_from_records_are_drawn_as_text(browser: Browser, tmp_path: Path) -> None:
@@ -230,7 +239,8 @@ def test_the_page_lets_nothing_be_fetched(browser: Browser, file: Path) -> None:
     refused = found.page.evaluate(
         """async () => {
             const refused = [];
-            document.addEventListener("securitypolicyviolation", (e) => refused.push(`${e.disposition} ${e.effectiveDirective}`));
+            const note = (e) => refused.push(`${e.disposition} ${e.effectiveDirective}`);
+            document.addEventListener("securitypolicyviolation", note);
             document.body.append(Object.assign(new Image(), { src: "https://example.org/a.png" }));
             document.body.append(Object.assign(document.createElement("script"), { textContent: "window.ran = 1" }));
             await fetch("https://example.org/").catch(() => 0);

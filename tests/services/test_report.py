@@ -213,6 +213,13 @@ def test_events_gates_and_hints_are_counted(seen: Seen) -> None:
     assert seen.rows("hints") == [{"eff_action": "DOWNSIZE", "eff_reason": "low_eff", "count": "2"}]
 
 
+def test_without_gate_vectors_there_is_no_table_of_gates() -> None:
+    """A record that leaves the vectors out is no empty table; its events are counted all the same."""
+    found = Seen(report.page(Records(events=(event("BLOCK", "symbol_cooldown", gate="4.cooldown"),)), (), ()))
+    assert set(found.tables) == {"reasons"}
+    assert not any("What each gate said" in words for words in found.words)
+
+
 def test_the_charts_have_the_numbers_of_the_record(seen: Seen) -> None:
     """Columns to six significant digits, exposure at each fill, the verdicts by time; what is missing is null."""
     data = seen.data

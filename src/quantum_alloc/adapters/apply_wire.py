@@ -20,6 +20,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from quantum_alloc.adapters import codec, executions
@@ -107,8 +108,19 @@ def texts_of(account: Account) -> dict[str, str]:
         "_fees": number(a.fees_usd),
         "_counts": compact(dataclasses.astuple(c)),
     }
-    held = {f"S:{s}": compact([h.qty, h.entry_price_usd, h.opened_us, h.next_open_us]) for s, h in a.held.items()}
-    return {**own, **held, **{f"P:{p}": compact(dataclasses.astuple(k)) for p, k in a.permits.permits.items()}}
+    held = {f"S:{s}": _held_text(h) for s, h in a.held.items()}
+    return {**own, **held, **{f"P:{p}": _known_text(k) for p, k in a.permits.permits.items()}}
+
+
+@lru_cache(maxsize=4096)
+def _held_text(h: Held) -> str:
+    return compact([h.qty, h.entry_price_usd, h.opened_us, h.next_open_us])
+
+
+@lru_cache(maxsize=4096)
+def _known_text(k: Known) -> str:
+    amounts = (k.symbol, k.qty, k.until_us, k.stage.value, k.filled_qty)
+    return compact([*amounts, k.ended_us, k.action, k.waited, k.number])
 
 
 def saving(key: str, before: Mapping[str, str], account: Account) -> HashSet:
@@ -136,11 +148,13 @@ def _text(value: Any) -> str:
     return value
 
 
+@lru_cache(maxsize=4096)
 def _held(text: str) -> Held:
     qty, entry, opened_us, next_open_us = json.loads(text)
     return Held(finite(qty), finite(entry), _int(opened_us), _int(next_open_us))
 
 
+@lru_cache(maxsize=4096)
 def _known(text: str) -> Known:
     symbol, qty, until_us, stage, filled, ended_us, action, waited, count = json.loads(text)
     return Known(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -87,10 +89,17 @@ def restored(cls: type[Any], text: str, digest: str) -> Any:
     Raises:
         ValueError: not these parameters, or defaults that are not those of today.
     """
-    params = from_json(cls, text)
-    if config_hash(params) != digest:
+    params, named = _named(cast(Hashable, cls), text)
+    if named != digest:
         raise ValueError(f"the defaults of {cls.__name__} are not those that this record was made with")
     return params
+
+
+@lru_cache(maxsize=256)
+def _named(cls: Hashable, text: str) -> tuple[Any, str]:
+    """The parameters of a text and their hash, worked out once for all records that were made with them."""
+    params = from_json(cast(type[Any], cls), text)
+    return params, config_hash(params)
 
 
 def from_json(cls: type[Any], text: str) -> Any:

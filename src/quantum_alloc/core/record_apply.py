@@ -8,6 +8,7 @@ Source: the project's rules, section 8, and contract, "Governor state" (``quantu
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from quantum_alloc.core.account import Held
@@ -43,6 +44,12 @@ def _inputs_json(i: ApplyInputs) -> str:
     return compact(told)
 
 
+@lru_cache(maxsize=8)
+def _named(params: ApplyParams) -> tuple[str, str]:
+    """Hash and changed parameters, worked out once."""
+    return config_hash(params), changed_json(params)
+
+
 def apply_fields(made: Application, params: ApplyParams) -> dict[str, str]:
     """A permit's fate as flat text.
 
@@ -51,6 +58,7 @@ def apply_fields(made: Application, params: ApplyParams) -> dict[str, str]:
         params: the numbers of the apply layer.
     """
     done = made.trade
+    digest, changed = _named(params)
     side = "" if done is None else (Side.BUY if done.qty > 0.0 else Side.SELL).value
     return {
         "plan_id": made.inputs.plan_id,
@@ -73,8 +81,8 @@ def apply_fields(made: Application, params: ApplyParams) -> dict[str, str]:
         "now": number(made.inputs.now_us / US),
         "inputs": _inputs_json(made.inputs),
         "rules": RULES_VERSION,
-        "params_hash": config_hash(params),
-        "params": changed_json(params),
+        "params_hash": digest,
+        "params": changed,
     }
 
 

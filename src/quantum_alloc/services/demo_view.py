@@ -228,7 +228,8 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
         f"account: balance {a.balance_usd:,.2f} USD, paid in {a.paid_in_usd:,.2f}, realised {a.realised_usd:+,.2f}, "
         f"fees {a.fees_usd:,.2f}",
         f"reconciled: issued {counts.issued:,} = consumed {counts.consumed:,} + expired {counts.expired:,} "
-        f"+ outstanding {counts.outstanding:,}; without a permit {counts.without_permit:,}, above the permit {counts.above_permit:,}",
+        f"+ outstanding {counts.outstanding:,}; fills without a permit {counts.without_permit:,}, above theirs "
+        f"{counts.above_permit:,}",
         "executions: " + (", ".join(f"{name} {n:,}" for name, n in outcome.executions.items()) or "none"),
         "proposals: " + (", ".join(f"{name} {n:,}" for name, n in outcome.proposals.items()) or "none"),
         *(f"drill: {line}" for line in outcome.drill),
@@ -316,10 +317,9 @@ def write_report(path: Path, outcome: Outcome, source: str) -> float:
     ]
     page = report.page(outcome.records, facts, [(c.name, c.ok, c.detail) for c in outcome.checks])
     try:
-        path.write_text(page, encoding="utf-8")
+        return path.write_bytes(page.encode()) / 1e6
     except OSError as error:
         raise PlotError(f"{path} cannot be written: {error.strerror}") from None
-    return len(page) / 1e6
 
 
 @contextmanager

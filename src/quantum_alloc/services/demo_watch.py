@@ -35,7 +35,7 @@ SERIES: Mapping[str, frozenset[str]] = {
     ),
 }  # fmt: skip
 """What a report needs of the long streams; kept only for one."""
-LEFT_OUT = frozenset(["inputs", "gates", "params"])
+LEFT_OUT = frozenset(["inputs", "params"])
 """What verdicts and fates are made again from; that is done as they come."""
 _NAMES = tuple(f.name for f in fields(Streams))
 
@@ -150,6 +150,7 @@ class Watch:
         for name in ("events", "results"):
             self._kept[name] += [{k: v for k, v in e.items() if k not in LEFT_OUT} for e in found[name]]
         if self._series:
+            self._kept["cycles"] = list(found["cycles"][-1:]) or self._kept["cycles"]
             for name, wanted in SERIES.items():
                 self._kept[name] += [{k: v for k, v in e.items() if k in wanted} for e in found[name]]
 

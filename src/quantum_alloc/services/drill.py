@@ -3,8 +3,8 @@
     55 % of the bars   a burst: small opens of the symbol with the most room, one a minute and two in the first,
                        until the governor disarms itself; REDUCE_ONLY for 10 bars, then off again
     70 %               `kill halt`; 5 bars later off, and a rearm
-    80 %               8 % of the equity is paid out, which is a drawdown of the zone MID; for 3 bars an open of the
-                       symbol that is furthest above its new target is proposed
+    80 %               8 % of the equity is paid out, which is a drawdown of the zone MID; for 3 bars an open that
+                       would go beyond its symbol's new target is proposed
 
 The drill writes plans, the kill switch and a transfer as strategies and operators do, and nothing else. It stamps with
 the demo's clock, so that the same candles and seed give the same records. Source: the project's governor, section 3.
@@ -136,9 +136,17 @@ class Drill:
         self.said.append(f"bar {bar}: {-usd:,.2f} USD are paid out, {SHOCK:.0%} of the equity")
 
     def _probe(self, bar: int, now: float) -> None:
-        symbol = min(self._symbols, key=lambda s: (self._room_usd(s), s))
-        if self._room_usd(symbol) < 0.0:
-            self._open(f"drill-probe-{bar - self._shock}", symbol, BURST_USD, now)
+        """An open that would go beyond its target, and not beyond its budget."""
+        reach = {s: max(0.0, self._room_usd(s)) + BURST_USD for s in self._symbols if self._is_below_budget(s)}
+        if reach:
+            symbol = min(reach, key=lambda s: (reach[s], s))
+            self._open(f"drill-probe-{bar - self._shock}", symbol, reach[symbol], now)
+
+    def _is_below_budget(self, symbol: str) -> bool:
+        keys = (LIVE.target(symbol), "target_usd"), (LIVE.budget(symbol), "budget_usd")
+        target, budget = map(_number, self._store.read([("HGET", *key) for key in keys]))
+        held = None if target is None else target - self._room_usd(symbol)
+        return None not in (target, budget, held) and max(target or 0.0, held or 0.0) + BURST_USD < (budget or 0.0)
 
     def _room_usd(self, symbol: str) -> float:
         """Target less exposure, USD; 0 where either is not known."""

@@ -61,7 +61,7 @@ def bars_of(store: Store, fixed: tuple[str, ...], limit: int, keep: int, now: fl
 
 
 def _page(figure: Any) -> str:
-    quiet = {"displaylogo": False, "plotlyServerURL": "", "responsive": True}
+    quiet = {"displaylogo": False, "plotlyServerURL": "", "showSendToCloud": False, "responsive": True}
     return str(figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True, config=quiet))
 
 

@@ -19,7 +19,7 @@
   const span = data.span && data.span.map((s) => s * 1000);
   const layout = (more) => ({
     font: { family: "system-ui, -apple-system, Segoe UI, sans-serif", size: 12, color: "#1f2933" },
-    margin: { l: 70, r: 16, t: 8, b: 36 },
+    margin: { l: 84, r: 16, t: 8, b: 36 },
     paper_bgcolor: "#fff",
     plot_bgcolor: "#fff",
     hovermode: "x unified",
@@ -69,7 +69,7 @@
       line(x, of.drawdown, "drawdown", RED, { trace: { yaxis: "y2", fill: "tozeroy", fillcolor: "rgba(213,94,0,.15)" } }),
     ], {
       xaxis: { anchor: "y2" },
-      yaxis: axis("equity, USD", { domain: [0.44, 1] }),
+      yaxis: axis("equity, USD", { domain: [0.44, 1], tickformat: ",~f" }),
       yaxis2: axis("drawdown", { domain: [0, 0.4], range: [worst, 0], tickformat: ".1~%", zeroline: false }),
       shapes: zones.flatMap(([, from, to, fillcolor], i) => [
         { type: "rect", layer: "below", xref: "paper", yref: "y2", x0: 0, x1: 1, y0: from, y1: to, fillcolor, line: { width: 0 } },
@@ -77,7 +77,7 @@
       ]),
       annotations: zones.map(([name, from, to], i) => ({
         xref: "paper", yref: "y2", x: 0.002, y: i === 2 ? to : (from + to) / 2, xanchor: "left", yanchor: i === 2 ? "bottom" : "middle",
-        showarrow: false, font: { size: 11, color: "#52606d" },
+        showarrow: false, font: { size: 11, color: "#1f2933" }, bgcolor: "rgba(255,255,255,.7)",
         text: i === 2 ? `${name}: ${percent(from)} and more` : `${name}: below ${percent(to)}`,
       })),
     });
@@ -108,10 +108,10 @@
       traces.push(stepped(at, exposure, "exposure", "#374151", "solid", 1.2));
       traces.push({
         type: "scatter", mode: "markers", x, y, name: "fill (▲ BUY, ▼ SELL)", marker: marks,
-        text: x.map((_, i) => `${plain(side(i))} ${of.fills.filled_qty[i]} at ${of.fills.price[i]}`), hovertemplate: "%{text}<extra>fill</extra>",
+        text: x.map((_, i) => `${plain(side(i))} ${of.fills.filled_qty[i]} at ${of.fills.price[i]}, ${new Date(x[i]).toISOString().slice(11, 19)}`), hovertemplate: "%{text}<extra>fill</extra>",
       });
     }
-    draw("targets-chart", traces, { yaxis: axis("USD", { rangemode: "tozero" }) });
+    draw("targets-chart", traces, { yaxis: axis("USD", { rangemode: "tozero", tickformat: ",~f" }) });
   }
 
   function factors(of) {

@@ -329,7 +329,7 @@ def _gate(entry: Entry) -> str:
     return entry.get("gate", "")
 
 
-def _governor(events: Sequence[Entry], drawn: bool) -> str:
+def _governor(events: Sequence[Entry], verdicts: Mapping[str, Any] | None) -> str:
     if not events:
         return NOTHING
     counted = Counter((e.get("event", ""), _gate(e), e.get("reason", "")) for e in events)
@@ -346,12 +346,16 @@ def _governor(events: Sequence[Entry], drawn: bool) -> str:
             continue
     seen = [gate for gate in GATES if any(outcomes[gate.gate, o.value] for o in Outcome)]
     table = [[gate.gate, gate.name, *(str(outcomes[gate.gate, o.value]) for o in Outcome)] for gate in seen]
-    gates = _table("gates", "What each gate said", ("gate", "name", *(o.value for o in Outcome)), table)
+    gates = (
+        _table("gates", "What each gate said", ("gate", "name", *(o.value for o in Outcome)), table) if table else ""
+    )
     hinted = Counter((e.get("eff_action", ""), e.get("eff_reason", "")) for e in events if e.get("event") == "PERMIT")
     told = [(action, reason, str(n)) for (action, reason), n in hinted.most_common() if action or reason]
     hints = _table("hints", "Hints of permits", ("eff_action", "eff_reason", "count"), told)
-    caption = "Every plan has one answer, above; below it, what gates that are not enforced would have blocked."
-    chart = _figure("verdicts", "verdicts", caption) if drawn else NOTHING
+    caption = "Every plan has one answer: a permit, or a block by the first gate that blocks."
+    if verdicts and verdicts["would"]:
+        caption += " Below, what gates that are not enforced would have blocked."
+    chart = _figure("verdicts", "verdicts", caption) if verdicts else NOTHING
     return f"<h3>Answers over the run</h3>{chart}{reasons}{gates}{hints}"
 
 
@@ -414,7 +418,7 @@ def page(records: Records, facts: Sequence[tuple[str, str]], checks: Sequence[tu
         ("portfolio", "Portfolio", _portfolio(portfolio)),
         ("one-symbol", "One symbol", _symbol(symbols)),
         ("positions", "Targets and positions", _standing(records)),
-        ("governor", "Governor", _governor(records.events, verdicts is not None)),
+        ("governor", "Governor", _governor(records.events, verdicts)),
         ("results", "Results", _results(records.results)),
     )
     links = "".join(f'<li><a href="#{ident}">{title}</a></li>' for ident, title, _ in sections)
