@@ -21,9 +21,7 @@ from quantum_alloc.core.desk import (
     DeskReason,
     LastPlan,
     closing_action,
-    desk_again,
     desk_cycle,
-    desk_fields,
     kill_score,
     open_qty,
     plan_id,
@@ -31,6 +29,7 @@ from quantum_alloc.core.desk import (
     stop_is_hit,
 )
 from quantum_alloc.core.limits import US, us, usage
+from quantum_alloc.core.record_desk import desk_again, desk_fields
 
 NOW_US = 1_769_577_495_000_000
 NOW = NOW_US / US

@@ -19,8 +19,9 @@ from quantum_alloc.adapters.plans import decode
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.adapters.writes import Target
-from quantum_alloc.core.desk import DeskParams, desk_again
+from quantum_alloc.core.desk import DeskParams
 from quantum_alloc.core.limits import US
+from quantum_alloc.core.record_desk import desk_again
 from quantum_alloc.services import desk
 from quantum_alloc.services.desk_options import DeskOptions
 from quantum_alloc.services.governor_options import GovernorOptions
@@ -485,7 +486,7 @@ def test_settings_are_the_governors_where_they_are_its_own() -> None:
     of_governor = {v.spec.env: v.spec for v in variables(GovernorOptions)}
     shared = {v.spec.env: v.spec for v in variables(DeskOptions) if v.spec.env.startswith("GOV_")}
     assert shared == {env: of_governor[env] for env in shared}
-    assert len(shared) == 7
+    assert len(shared) == 8
     own = {"QA_DESK_INTERVAL_SEC", "QA_DESK_CHANNEL_BARS", "QA_DESK_STOP_SIGMAS", "QA_DESK_TRADE_USD",
            "QA_DESK_MIN_TRADE_USD", "METRICS_PORT"}  # fmt: skip
     assert {v.spec.env for v in variables(DeskOptions)} - shared.keys() == own

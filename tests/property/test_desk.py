@@ -18,8 +18,6 @@ from quantum_alloc.core.desk import (
     DeskReason,
     LastPlan,
     closing_action,
-    desk_again,
-    desk_fields,
     is_paced,
     kill_score,
     open_qty,
@@ -30,6 +28,7 @@ from quantum_alloc.core.gates import Outcome
 from quantum_alloc.core.governor_params import GATES
 from quantum_alloc.core.limits import HOUR_S, US, us, usage
 from quantum_alloc.core.plan import CLOSING_SHARE, FULL_CLOSE
+from quantum_alloc.core.record_desk import desk_again, desk_fields
 
 NOW_US = 1_769_577_495_250_000
 NOW = NOW_US / US

@@ -49,6 +49,7 @@ from quantum_alloc.core.clusters import (
     cluster,
     cluster_stresses,
 )
+from quantum_alloc.core.desk import DeskDecision, DeskInputs, DeskParams, DeskReason, LastPlan, propose_plan
 from quantum_alloc.core.downsize import DownsizeParams, Hint, HintAction, downsize, downsize_factor, extra_cooldown_s
 from quantum_alloc.core.efficiency import (
     AllocationTarget,
@@ -114,6 +115,7 @@ from quantum_alloc.core.reading import Fresh, Lane, Reading, Reason, Unusable, a
 from quantum_alloc.core.reconcile import Counts, Known, Reconciled, SeenFill, Stage, reconcile
 from quantum_alloc.core.record import cycle_fields, decision_fields, differences, recompute
 from quantum_alloc.core.record_apply import apply_fields
+from quantum_alloc.core.record_desk import desk_fields
 from quantum_alloc.core.record_flow import attribution_fields, efficiency_fields, proposal_fields, regime_fields
 from quantum_alloc.core.record_governor import governor_fields
 from quantum_alloc.core.regime import NoRegime, RegimeDecision, RegimeParams, classify_regime, regime_of
@@ -152,6 +154,10 @@ __all__ = [
     "ClusterStress",
     "Conflict",
     "Counts",
+    "DeskDecision",
+    "DeskInputs",
+    "DeskParams",
+    "DeskReason",
     "DownsizeParams",
     "Efficiency",
     "EfficiencyCycle",
@@ -173,6 +179,7 @@ __all__ = [
     "Kill",
     "Known",
     "Lane",
+    "LastPlan",
     "Ledger",
     "Limit",
     "Market",
@@ -244,6 +251,7 @@ __all__ = [
     "decide",
     "decide_batch",
     "decision_fields",
+    "desk_fields",
     "differences",
     "downsize",
     "downsize_factor",
@@ -273,6 +281,7 @@ __all__ = [
     "proposal_fields",
     "proposal_reason",
     "propose",
+    "propose_plan",
     "proposed_factor",
     "reallocation_weight",
     "recompute",

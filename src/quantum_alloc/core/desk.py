@@ -18,15 +18,14 @@ The first of these that holds:
     kill score of an open = 1 - (1 - clamp01(drawdown / drawdown_full)) x (1 - clamp01(sigma / sigma_full))
 
 What is unknown in it counts as full: whether the score is too high is the governor's business. No plan is made that the
-governor's rate, burst or cooldown limits would block by what is known of them, since a burst of opens disarms it; and
-none while the one before it may still be answered, since what that would use up is not counted yet. A quantity is such
-that neither quantity x price nor the exposure after it is above its limit by a rounding.
+governor's rate, burst, cooldown or daily limits would block by what is known of them, since a burst of opens disarms
+it; and none while the one before it may still be answered, since what that would use up is not counted yet. A quantity
+is such that neither quantity x price nor the exposure after it is above its limit by a rounding.
 Source: the project's contract, sections 1 and 3, and its governor, section 1.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,13 +33,12 @@ from enum import StrEnum
 from functools import partial
 from typing import Any
 
-from quantum_alloc.core.fields import Fields, compact
 from quantum_alloc.core.isolate import Attempt, plainly
 from quantum_alloc.core.limits import BURST_S, HOUR_S, NO_USAGE, US, Usage
 from quantum_alloc.core.numeric import clamp01
-from quantum_alloc.core.params import changed_json, check, config_hash, positive, restored
+from quantum_alloc.core.params import check, positive
 from quantum_alloc.core.plan import CLOSING_SHARE, FULL_CLOSE, Movement, Side
-from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable, age_s, shown
+from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable, age_s
 from quantum_alloc.core.table import Explained, Table
 
 RULES_VERSION = "desk_v1"
@@ -91,6 +89,7 @@ class DeskParams:
         max_close_per_5min: closes of a symbol in 300 s.
         symbol_cooldown_s: seconds from a symbol's last permit to its next open.
         max_notional_per_trade_usd: of one open, USD.
+        max_reduce_notional_per_day_usd: of a symbol's partial closes in a UTC day, USD.
 
     Raises:
         ValueError: naming every contradiction.
@@ -112,6 +111,7 @@ class DeskParams:
     max_close_per_5min: int = 10
     symbol_cooldown_s: int = 60
     max_notional_per_trade_usd: float = 200.0
+    max_reduce_notional_per_day_usd: float = 5000.0
 
     def __post_init__(self) -> None:
         """Refuse contradictions."""
@@ -461,9 +461,11 @@ def propose_plan(inputs: DeskInputs, params: DeskParams | None = None) -> DeskDe
     close = _close(inputs, known, p)
     if close is None:
         return _open(inputs, known, p)
-    if is_paced(Movement.CLOSE, known.usage, inputs.now_us, p):
-        return DeskDecision(inputs.symbol, DeskReason.PACED, inputs)
     action, reason = close
+    part_usd = 0.0 if action == FULL_CLOSE else CLOSING_SHARE[action] * known.exposure_usd  # a full close passes
+    beyond = part_usd > 0.0 and known.usage.day_usd + part_usd > p.max_reduce_notional_per_day_usd
+    if beyond or is_paced(Movement.CLOSE, known.usage, inputs.now_us, p):
+        return DeskDecision(inputs.symbol, DeskReason.PACED, inputs)
     return DeskDecision(inputs.symbol, reason, inputs, action, price_usd=known.close)
 
 
@@ -478,83 +480,3 @@ def desk_cycle(inputs: Sequence[DeskInputs], params: DeskParams | None = None, a
     p = params or DEFAULTS
     made = [attempt(one.symbol, partial(propose_plan, one, p)) for one in sorted(inputs, key=lambda i: i.symbol)]
     return DeskCycle(p, tuple(d for d in made if d is not None))
-
-
-def desk_fields(decision: DeskDecision, params: DeskParams) -> dict[str, str]:
-    """What makes a decision again, as one field of the plan's entry: JSON, readings as [state, ts, value, detail].
-
-    Args:
-        decision: with a plan or without.
-        params: the numbers that it was made with.
-    """
-    i = decision.inputs
-    use, last, target = i.usage, i.last, i.target
-    detail = target.detail if isinstance(target, Unusable) else ""
-    told = {
-        "rules": RULES_VERSION,
-        "reason": decision.reason.value,
-        "symbol": i.symbol,
-        "now_us": i.now_us,
-        "closes": i.closes,
-        "bar_ts": i.bar_ts,
-        "extreme_usd": i.extreme_usd,
-        "qty": i.qty,
-        "mark_usd": i.mark_usd,
-        "target": (target.state, target.ts, shown(target), detail),
-        "sigma": i.sigma,
-        "drawdown": i.drawdown,
-        "usage": None if use is None else (use.opens_us, use.closes_us, use.last_us, use.day_usd, use.day_qty),
-        "next_open_ts": i.next_open_ts,
-        "last": None if last is None else (last.bar_ts, last.unanswered_us),
-        "params_hash": config_hash(params),
-        "params": json.loads(changed_json(params)),
-    }
-    return {"desk": compact(told)}
-
-
-def _read(told: list[Any], now: float) -> Reading[float]:
-    state, ts, value, detail = told
-    if state == "ok":
-        return Fresh(value, ts, age_s(ts, now))
-    reason = Reason(state)
-    graded = reason in (Reason.STALE, Reason.FUTURE)
-    return Unusable(
-        reason,
-        value if reason is Reason.STALE else None,
-        ts,
-        age_s(ts, now) if graded else None,
-        detail,
-        shown=value if reason is Reason.FUTURE else None,
-    )
-
-
-def desk_again(fields: Fields) -> DeskDecision:
-    """The same decision, made again from its record.
-
-    Args:
-        fields: of a plan's entry, as text; only ``desk`` is looked at.
-
-    Raises:
-        ValueError, KeyError, TypeError: not a record of these rules.
-    """
-    told = json.loads(fields["desk"])
-    if told["rules"] != RULES_VERSION:
-        raise ValueError(f"the record is of the rules {told['rules']}, not {RULES_VERSION}")
-    params: DeskParams = restored(DeskParams, json.dumps(told["params"]), told["params_hash"])
-    use, last = told["usage"], told["last"]
-    inputs = DeskInputs(
-        told["symbol"],
-        told["now_us"],
-        tuple(told["closes"]),
-        told["bar_ts"],
-        told["extreme_usd"],
-        told["qty"],
-        told["mark_usd"],
-        _read(told["target"], told["now_us"] / US),
-        told["sigma"],
-        told["drawdown"],
-        None if use is None else Usage(tuple(use[0]), tuple(use[1]), *use[2:]),
-        told["next_open_ts"],
-        None if last is None else LastPlan(*last),
-    )
-    return propose_plan(inputs, params)

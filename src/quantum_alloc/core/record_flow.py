@@ -16,13 +16,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from quantum_alloc.core.allocation import Attribution
 from quantum_alloc.core.apply import RULES_VERSION as APPLY_RULES
 from quantum_alloc.core.apply import Application, ApplyParams
 from quantum_alloc.core.attribution import RULES_VERSION as ATTRIBUTION_RULES
 from quantum_alloc.core.attribution import AttributionDecision, AttributionParams, AttributionState, attribute
+from quantum_alloc.core.desk import RULES_VERSION as DESK_RULES
+from quantum_alloc.core.desk import DeskDecision, DeskParams
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
 from quantum_alloc.core.efficiency import (
     AllocationTarget,
@@ -47,16 +49,24 @@ from quantum_alloc.core.proposal import (
 )
 from quantum_alloc.core.reading import Lane, shown
 from quantum_alloc.core.record_apply import applied, apply_fields
+from quantum_alloc.core.record_desk import desk_again, desk_fields, desk_params
 from quantum_alloc.core.record_governor import governed, governor_fields
 from quantum_alloc.core.regime import RULES_VERSION as REGIME_RULES
 from quantum_alloc.core.regime import RegimeDecision, RegimeParams, regime_of
 from quantum_alloc.core.verdicts import Block, Permit
 
 FlowDecision: TypeAlias = (
-    AttributionDecision | EfficiencyDecision | ProposalDecision | RegimeDecision | Permit | Block | Application
+    AttributionDecision
+    | EfficiencyDecision
+    | ProposalDecision
+    | RegimeDecision
+    | Permit
+    | Block
+    | Application
+    | DeskDecision
 )
 FlowParams: TypeAlias = (
-    AttributionParams | EfficiencyParams | ProposalParams | RegimeParams | GovernorParams | ApplyParams
+    AttributionParams | EfficiencyParams | ProposalParams | RegimeParams | GovernorParams | ApplyParams | DeskParams
 )
 
 
@@ -315,7 +325,13 @@ _KINDS: Mapping[str, Callable[[Fields], FlowDecision]] = {
     REGIME_RULES: _regime,
     GOVERNOR_RULES: governed,
     APPLY_RULES: applied,
+    DESK_RULES: desk_again,
 }
+
+
+def _rules(record: Fields) -> str:
+    """Which rules a record is of; a plan of the desk tells that in one field with all the rest."""
+    return DESK_RULES if "desk" in record else record["rules"]
 
 
 def again(record: Fields) -> FlowDecision:
@@ -329,10 +345,21 @@ def again(record: Fields) -> FlowDecision:
     """
     if "cycle_id" in record:
         raise ValueError("an allocation decision is made again from two records: its cycle's and its own")
-    rules = record["rules"]
+    rules = _rules(record)
     if rules not in _KINDS:
         raise ValueError(f"rules {rules!r} are not known here; this version knows {', '.join(_KINDS)}")
     return _KINDS[rules](record)
+
+
+_WRITERS: tuple[tuple[Any, Any, Callable[[Any, Any, str], dict[str, str]]], ...] = (
+    (AttributionDecision, AttributionParams, attribution_fields),
+    (EfficiencyDecision, EfficiencyParams, efficiency_fields),
+    (ProposalDecision, ProposalParams, proposal_fields),
+    (RegimeDecision, RegimeParams, lambda made, params, _: regime_fields(made, params)),
+    ((Permit, Block), GovernorParams, lambda made, params, _: governor_fields(made, params)),
+    (Application, ApplyParams, lambda made, params, _: apply_fields(made, params)),
+    (DeskDecision, DeskParams, lambda made, params, _: desk_fields(made, params)),
+)
 
 
 def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str, str]:
@@ -343,18 +370,9 @@ def record_of(decision: FlowDecision, params: FlowParams, mode: str) -> dict[str
         params: of its rules.
         mode: ``shadow`` or ``enforce``.
     """
-    if isinstance(decision, AttributionDecision) and isinstance(params, AttributionParams):
-        return attribution_fields(decision, params, mode)
-    if isinstance(decision, EfficiencyDecision) and isinstance(params, EfficiencyParams):
-        return efficiency_fields(decision, params, mode)
-    if isinstance(decision, ProposalDecision) and isinstance(params, ProposalParams):
-        return proposal_fields(decision, params, mode)
-    if isinstance(decision, RegimeDecision) and isinstance(params, RegimeParams):
-        return regime_fields(decision, params)
-    if isinstance(decision, (Permit, Block)) and isinstance(params, GovernorParams):
-        return governor_fields(decision, params)
-    if isinstance(decision, Application) and isinstance(params, ApplyParams):
-        return apply_fields(decision, params)
+    for decided, numbers, fields in _WRITERS:
+        if isinstance(decision, decided) and isinstance(params, numbers):
+            return fields(decision, params, mode)
     raise TypeError("the parameters are those of other rules")
 
 
@@ -377,6 +395,8 @@ def params_of(record: Fields) -> FlowParams:
     Raises:
         ValueError, KeyError: not a record of these rules.
     """
+    if _rules(record) == DESK_RULES:
+        return desk_params(record)
     params: FlowParams = restored(_PARAMS[record["rules"]], record["params"], record["params_hash"])
     return params
 

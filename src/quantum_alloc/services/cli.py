@@ -43,6 +43,7 @@ DONE, USAGE, BAD_CANDLES, NO_REDIS, BROKEN, BAD_SETTINGS = 0, 2, 65, 69, 70, 78
 
 
 NO_PERMITS = "No permit is on record."
+NO_ACCOUNT = "There is no paper account: the service apply opens one."
 
 
 class Mistake(Exception):
@@ -254,6 +255,10 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             print("", show.table(found["gates"]), sep="\n")
             print("", show.table([found["governor"]]), sep="\n")
             print("", show.table(found["windows"]) if found["windows"] else NO_PERMITS, sep="\n")
+            account = found["account"]
+            print("", show.table([account]) if account else NO_ACCOUNT, sep="\n")
+            if found["permits"]:
+                print("", show.table([found["permits"]]), sep="\n")
             last = found["last_cycle"]
             print("", show.table([last]) if last else "No allocation cycle is on record.", sep="\n")
     if trouble:

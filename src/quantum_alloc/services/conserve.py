@@ -149,6 +149,9 @@ class Recomputer:
         for alone in (records.attributions, records.efficiencies, records.proposals, records.regimes, records.results):
             for told in alone:
                 self._one(told)
+        for told in records.plans:
+            if "desk" in told:
+                self._one(told)
         for told in records.events:
             if told.get("event") in ("PERMIT", "BLOCK") and "inputs" in told:
                 self._one(told)

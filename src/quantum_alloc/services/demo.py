@@ -297,6 +297,7 @@ class Services:
         if crash:
             step = self._source.step
             self._tap.fails = crash
+            self._loops[name].log.setLevel(logging.CRITICAL)  # it is meant to crash
             written = self._loops[name].once()
             self._tap.fails = ""
             self._loops[name].cycle.close()

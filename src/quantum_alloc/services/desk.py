@@ -32,12 +32,12 @@ from quantum_alloc.core.desk import (
     DeskParams,
     LastPlan,
     desk_cycle,
-    desk_fields,
     plan_id,
 )
 from quantum_alloc.core.fields import number
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.limits import MARKET_STALE_S, PORTFOLIO_STALE_S, US, usage
+from quantum_alloc.core.record_desk import desk_fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "desk"

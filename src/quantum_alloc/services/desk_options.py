@@ -59,6 +59,14 @@ class DeskOptions:
         "GOV_MAX_CLOSE_PER_HOUR", _D.max_close_per_hour, "Closes of a symbol in 3600 s.", hi=800
     )
     max_close_per_5min: int = _limit("GOV_MAX_CLOSE_PER_5MIN", _D.max_close_per_5min, "Closes of a symbol in 300 s.")
+    max_reduce_notional_per_day_usd: float = var(
+        "GOV_MAX_REDUCE_NOTIONAL_PER_DAY_USD",
+        _D.max_reduce_notional_per_day_usd,
+        unit="USD",
+        lo=0,
+        hi=1e12,
+        help="Notional of a symbol's closes in a UTC day.",
+    )
     symbol_cooldown_s: int = var(
         "GOV_SYMBOL_COOLDOWN_SECONDS",
         _D.symbol_cooldown_s,

@@ -17,7 +17,7 @@ from quantum_alloc.adapters.keys import LIVE, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Reading, age_s
-from quantum_alloc.services import governor_status
+from quantum_alloc.services import apply_status, governor_status
 from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.options import (
     AllocationOptions,
@@ -181,6 +181,7 @@ def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any]
         found["gates"] = governor_status.gates(settings.of(GovernorOptions).params())
         found["governor"] = governor_status.state(store)
         found["windows"] = governor_status.windows(store, settings, now)
+        found["account"], found["permits"] = apply_status.state(store)
         found["last_cycle"] = last_cycle(store, now)
     except StoreError as error:
         return found, str(error)
