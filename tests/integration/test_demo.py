@@ -75,8 +75,15 @@ def test_what_a_person_sees() -> None:
     assert head.split() == [
         "symbol", "target", "score", "average", "pressure", "confidence", "multiplier", "proposed", "why",
     ]  # fmt: skip
-    assert "executions: applied" in done.stdout
-    assert "proposals: low_conf" in done.stdout
+    assert done.stdout.startswith("profile: P28_MODE=enforce P29_MODE=enforce P30_MODE=enforce P31_MODE=enforce ")
+    for words in (
+        "APPLY_MODE=production", "GOV_MAX_OPEN_POSITIONS=50", "GOV_MAX_NOTIONAL_PER_TRADE_USDT=500",
+        "GOV_MAX_TOTAL_NOTIONAL_USDT=60000", "GOV_MAX_EXEC_PER_HOUR=30", "GOV_MAX_EXEC_PER_5MIN=4", "permits ",
+        "blocks ", "would have blocked: ", "hints: ", "equity ", "reconciled: issued ",
+        "  ok   balance + unrealised = equity", "  ok   every decision recomputes", "proposals: low_conf",
+    ):  # fmt: skip
+        assert words in done.stdout
+    assert "FAIL" not in done.stdout
 
 
 def test_every_factor_is_alive() -> None:
@@ -101,18 +108,50 @@ def test_every_factor_is_alive() -> None:
         assert words in done.stdout
 
 
-def test_the_paper_book_feeds_the_chain() -> None:
-    """Executions with a PnL flow, and every symbol has a score, a pressure and a proposal; without rebalancing there
-    are only the purchases, and attribution stays silent."""
-    found = as_json("--bars", "60")
-    assert found["executions"]["applied"] == sum((59 + place) // 15 for place in range(11))
+def test_the_desk_feeds_the_chain() -> None:
+    """Permits become fills, fills executions: every symbol has a score, a pressure and a proposal; before there is a
+    channel there are no plans, and attribution stays silent."""
+    found = as_json("--bars", "120")
+    assert found["permits"] == found["opens"] + found["closes"] > 60
+    assert found["executions"] == {"applied": found["closes"], "open": found["opens"]}
     assert {e["capital_pressure"] for e in found["last_efficiencies"]} <= {"INCREASE", "HOLD", "DECREASE"}
     assert len(found["last_efficiencies"]) == len(found["last_proposals"]) == 11
-    assert {p["eff_lane"] for p in found["last_proposals"]} == {"shadow"}
-    assert all(float(p["p30_conf"]) >= 0.15 for p in found["last_efficiencies"])
-    still = as_json("--bars", "60", QA_PAPER_REBALANCE_BARS="0")
-    assert still["executions"] == {"open": 11}
+    assert {p["eff_lane"] for p in found["last_proposals"]} == {"live"}
+    assert all(c["ok"] for c in found["checks"])
+    still = as_json("--bars", "60", QA_DESK_CHANNEL_BARS="500")
+    assert (still["executions"], still["permits"]) == ({}, 0)
     assert still["fallbacks"]["efficiency: attribution missing"] == 660
+
+
+def test_the_environment_counts_in_the_profile() -> None:
+    """What the environment says takes the place of the profile, and is printed; what only a server knows does not."""
+    done = demo("--bars", "2", P31_MODE="shadow", GOV_MAX_OPEN_POSITIONS="7", GOV_SIGNING_KEY_FILE="/nowhere")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " P31_MODE=shadow " in done.stdout
+    assert " GOV_MAX_OPEN_POSITIONS=7 " in done.stdout
+
+
+def test_the_drill_needs_room() -> None:
+    """Too few bars for a drill, or no end: one sentence, exit code 2; so for a report that cannot be written."""
+    for args in (["--drill", "--bars", "119"], ["--drill", "--forever"]):
+        done = demo(*args)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert "--bars of 120" in done.stderr
+    done = demo("--bars", "5", "--report", "/nowhere/report.html")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "/nowhere/report.html cannot be written" in done.stderr
+
+
+def test_the_report_is_written(tmp_path: Path) -> None:
+    """--report writes one page with the run's hash and checks, and says where."""
+    path = tmp_path / "report.html"
+    done = demo("--bars", "40", "--report", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+    page = path.read_text()
+    sha = next(line.split()[-1] for line in done.stdout.splitlines() if line.startswith("records sha256"))
+    assert sha in page
+    assert "every fill has its permit" in page
+    assert f"Report: {path}" in done.stdout
 
 
 def test_it_never_touches_a_server_that_it_did_not_start(client: Client, any_server: EmbeddedServer) -> None:
@@ -167,37 +206,40 @@ def closes(path: Path, symbols: set[str]) -> dict[int, dict[str, float]]:
 
 
 def test_equity_and_drawdown_follow_the_candles(shared: Path) -> None:
-    """On real candles equity and drawdown are those of an independent calculation: equal notional at the first close,
-    20 % of 100,000 USD, each symbol back at its share every 15 bars, one after the other; PnL is notional x return."""
+    """On real candles equity and drawdown are those of an independent calculation, from fills and candles alone:
+    100,000 USD, less 0.04 % of each fill, plus each position x the change of its close."""
     path = shared / "data" / "klines_1m_2025-12-13_18.csv.gz"
-    found = as_json("--candles", str(path), "--symbols", ELEVEN, "--bars", "2000", "--keep")
+    found = as_json("--candles", str(path), "--symbols", ELEVEN, "--bars", "1000", "--keep")
     try:
         client: Any = redis.Redis.from_url(found["url"], decode_responses=True)
         states = [f for _, f in client.xrange("quantum:stream:portfolio.state")]
+        fills = [f for _, f in client.xrange("quantum:stream:execution.result")]
         client.close()
     finally:
         os.kill(found["pid"], signal.SIGTERM)
-    symbols = set(ELEVEN.split(","))
-    bars = closes(path, symbols)
-    assert len(states) == len(bars) == 2000
-    last, share = bars[min(bars)], 20_000 / 11
-    notional = dict.fromkeys(sorted(symbols), share)
+    bars = closes(path, set(ELEVEN.split(",")))
+    assert len(states) == 1000
+    assert len(fills) > 100
+    by_bar: dict[int, list[dict[str, str]]] = defaultdict(list)
+    for fill in fills:
+        by_bar[int(fill["timestamp"])].append(fill)
+    qty, last = dict[str, float](), dict[str, float]()
     equity, peak, worst = 100_000.0, 0.0, 0.0
-    for bar, (state, opened) in enumerate(zip(states, sorted(bars), strict=True)):
-        for place, s in enumerate(notional):
-            moved = notional[s] * bars[opened][s] / last[s]
-            equity += moved - notional[s]
-            due = bar > 0 and (bar + place) % 15 == 0
-            notional[s] = share if due else moved
-        last = bars[opened]
+    for state, opened in zip(states, sorted(bars), strict=False):
+        now = opened // 1000 + 60
+        equity += sum(q * (bars[opened].get(s, last[s]) - last[s]) for s, q in qty.items())
+        last.update(bars[opened])
         peak = max(peak, equity)
         worst = max(worst, 1 - equity / peak)
-        assert int(state["timestamp"]) == opened // 1000 + 60
+        assert int(state["timestamp"]) == now
         assert float(state["equity_usd"]) == pytest.approx(equity, rel=1e-9)
         assert float(state["drawdown"]) == pytest.approx(1 - equity / peak, abs=1e-9)
-    assert worst > 0.001
-    assert found["jumps"] == 2
-    assert found["candles"]["gaps"] == 22
+        for fill in by_bar[now]:  # filled after the portfolio was published
+            size = float(fill["filled_qty"]) * (1.0 if fill["side"] == "BUY" else -1.0)
+            assert float(fill["price"]) == last[fill["symbol"]]
+            qty[fill["symbol"]] = qty.get(fill["symbol"], 0.0) + size
+            equity -= abs(size) * last[fill["symbol"]] * 4 / 10_000
+    assert worst > 0.0005
 
 
 RAGGED = """timestamp_ms,symbol,open,high,low,close,volume
@@ -227,8 +269,7 @@ def test_ragged_candles(tmp_path: Path) -> None:
     assert "ragged.csv, line 6" in done.stderr
     assert "ragged.csv, line 7" in done.stderr
     assert {d["symbol"] for d in found["last_decisions"]} == {"AAUSDT", "BBUSDT", "CCUSDT"}
-    equity = 100_000 + 20_000 / 3 * 0.2
-    assert float(found["portfolio"]["equity_usd"]) == pytest.approx(equity, rel=1e-9)
+    assert all(c["ok"] for c in found["checks"])
     strict = demo("--candles", str(path), "--strict")
     assert strict.returncode == 65
     assert "line 6" in strict.stderr

@@ -279,6 +279,8 @@ def test_ports_and_cadences_are_those_of_the_contract() -> None:
         "regime": (8047, 30.0),
         "clusters": (8048, 15.0),
         "governor": (8044, 1.0),
+        "apply": (8043, 5.0),
+        "desk": (8042, 60.0),
     }
     assert load(["efficiency"], {}).of(EfficiencyOptions).health_port == 8063
     assert all((n, s.port) == (s.SERVICE, s.DEFAULT_PORT) for n, s in found.items())

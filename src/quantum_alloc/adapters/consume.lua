@@ -7,7 +7,8 @@
 -- First everything is tested: kill switch and latch as decided on, the state's revision, the age of the snapshot, each
 -- permit's bytes as verified and its time, and the type of every key that is written (a script is not rolled back). One
 -- that fails answers with a word, and nothing is written. Consumption is marked in the book by its time in the place of
--- the last number of the open's field; that raises the book's revision.
+-- the last number of the open's field; that raises the book's revision, unless it is spoiled: what fails from here on
+-- would leave permits consumed and nothing else done.
 local cursor = 0
 local function take()
   cursor = cursor + 1
@@ -61,12 +62,16 @@ end
 
 for _, key in ipairs(permits) do redis.call('DEL', key) end
 if #marks > 0 and holds(KEYS[4], 'hash') then
-  local at = string.format('%.0f', now_us)
+  local at, marked = string.format('%.0f', now_us), 0
   for _, plan in ipairs(marks) do
     local open = redis.call('HGET', KEYS[4], plan)
-    if open then redis.call('HSET', KEYS[4], plan, (string.gsub(open, '%d+$', at))) end
+    if open then
+      redis.call('HSET', KEYS[4], plan, (string.gsub(open, '%d+$', at)))
+      marked = marked + 1
+    end
   end
-  redis.call('HINCRBY', KEYS[4], ':rev', 1)
+  local rev = redis.call('HGET', KEYS[4], ':rev') or '0'
+  if marked > 0 and #rev < 16 and string.find(rev, '^%d+$') then redis.call('HINCRBY', KEYS[4], ':rev', 1) end
 end
 for _ = 1, take_number() do
   local n = take_number()

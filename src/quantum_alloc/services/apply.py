@@ -169,8 +169,11 @@ def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], at
     for usd in e.paid_in_usd:
         balance, paid_in = balance + usd, paid_in + usd
     ended, taken, waiting = [], [], 0
+    waited = {p for p, one in e.issued if one.stage is Stage.WAITING}
+    waited |= {p for p, one in before.permits.permits.items() if one.stage is Stage.WAITING}
     for plan_id, one in sorted(known.permits.items(), key=lambda pair: pair[1].number):
-        if one.stage is not Stage.WAITING:
+        is_late = one.stage is Stage.EXPIRED and one.ended_us == now_us and plan_id in waited
+        if one.stage is not Stage.WAITING and not is_late:
             continue
         inputs = _inputs(plan_id, one, seen, keys, held.get(one.symbol, FLAT))
         made = attempt(one.symbol, partial(apply_permit, inputs, params))
@@ -181,7 +184,7 @@ def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], at
         ended.append(made)
         if made.is_consumed:
             taken.append(plan_id)
-        else:
+        elif not is_late:
             permits[plan_id] = replace(one, stage=Stage.REFUSED)
         if made.trade is not None:
             held[one.symbol] = made.held
@@ -223,6 +226,7 @@ class Applier:
     def read(self, now: float) -> Seen:
         """The streams, the account, and what the permits that wait need."""
         self._wait()
+        opened: aw.Account | None = None  # once: where it begins to read must not move while it is looked for
         for _ in range(3):
             head = self._head()
             now_us = self._now_us(head[0])
@@ -230,7 +234,9 @@ class Applier:
             if loaded.trouble:
                 key = self._set.names.apply_state
                 raise StoreError("other", f"the account {key} cannot be read: {loaded.trouble}: mend it, or delete it")
-            account = loaded.account or self._opened(now_us, now)
+            account = loaded.account or opened
+            if account is None:
+                account = opened = self._opened(now_us, now)
             if account.streams != self._set.streams:
                 key = self._set.names.apply_state
                 told = ", ".join(account.streams)

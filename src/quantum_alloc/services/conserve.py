@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from quantum_alloc.adapters import codec
 from quantum_alloc.adapters.apply_wire import Account
 from quantum_alloc.adapters.run_records import Entry, Records
 from quantum_alloc.core.governor_params import GovernorParams
@@ -47,6 +48,11 @@ def _near(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=EXACT, abs_tol=1e-6)
 
 
+def _amount(entry: Entry, name: str) -> float:
+    """A number of an entry that any program may have written; 0 where it tells none."""
+    return codec.number(entry.get(name, "").encode()) or 0.0
+
+
 def money(records: Records, account: Account) -> Check:
     """Money neither comes nor goes but by what is on record.
 
@@ -54,8 +60,8 @@ def money(records: Records, account: Account) -> Check:
         records: of the run.
         account: at its end.
     """
-    pnl = math.fsum(float(e["pnl_usd"]) for e in records.executions if e.get("pnl_usd"))
-    fees = math.fsum(float(e.get("fee_usd") or 0.0) for e in records.executions)
+    pnl = math.fsum(_amount(e, "pnl_usd") for e in records.executions)
+    fees = math.fsum(_amount(e, "fee_usd") for e in records.executions)
     due = account.paid_in_usd + pnl - fees
     name = "balance + unrealised = equity"
     if not (_near(account.balance_usd, due) and _near(account.realised_usd, pnl) and _near(account.fees_usd, fees)):
@@ -77,7 +83,7 @@ def positions(records: Records, account: Account) -> Check:
     """
     name, sums = "sum of fills = position", defaultdict[str, float](float)
     for e in records.executions:
-        sums[e["symbol"]] += float(e["filled_qty"]) if e.get("side") == "BUY" else -float(e["filled_qty"])
+        sums[e.get("symbol", "")] += _amount(e, "filled_qty") * (1.0 if e.get("side") == "BUY" else -1.0)
     for symbol in sorted({*sums, *account.held}):
         held = account.held[symbol].qty if symbol in account.held else 0.0
         if sums[symbol] != held:
@@ -115,15 +121,15 @@ def fills(records: Records, account: Account) -> Check:
     name, issued, seen = "every fill has its permit", _permits(records), set[str]()
     c = account.permits.counts
     for e in records.executions:
-        plan_id, qty = e.get("plan_id", ""), float(e["filled_qty"])
+        plan_id, qty, symbol = e.get("plan_id", ""), _amount(e, "filled_qty"), e.get("symbol", "")
         permit = issued.get(plan_id)
-        if permit is None or permit["symbol"] != e["symbol"] or plan_id in seen:
+        if permit is None or permit["symbol"] != symbol or plan_id in seen:
             why = "a second fill of its permit" if plan_id in seen else "no permit"
-            return Check(name, False, f"{plan_id or 'a fill without a plan'} of {e['symbol']}: {why}")
+            return Check(name, False, f"{plan_id or 'a fill without a plan'} of {symbol}: {why}")
         seen.add(plan_id)
         most_usd = float(permit["computed_notional"]) if permit["movement"] == "open" else math.inf
-        if qty > float(permit["computed_qty"]) * (1.0 + TOLERANCE) or qty * float(e["price"]) > most_usd:
-            return Check(name, False, f"{plan_id} of {e['symbol']}: {qty!r} is more than its permit")
+        if qty > float(permit["computed_qty"]) * (1.0 + TOLERANCE) or qty * _amount(e, "price") > most_usd:
+            return Check(name, False, f"{plan_id} of {symbol}: {qty!r} is more than its permit")
     if c.without_permit or c.above_permit:
         return Check(name, False, f"{c.without_permit} without a permit and {c.above_permit} above theirs were counted")
     return Check(name, True, f"{len(seen):,} fills, none above its permit")
