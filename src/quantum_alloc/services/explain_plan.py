@@ -28,8 +28,8 @@ NAMES = {g.gate: g.name for g in GATES}
 SERVICE = "governor"
 
 
-def explain(store: Store, stream: str, plans: str, plan_id: str, now: float) -> Explanation:
-    """The verdict on a plan.
+def explain(store: Store, stream: str, plans: str, plan_id: str, now: float, results: str = "") -> Explanation:
+    """The verdict on a plan, and what became of its permit.
 
     Args:
         store: where to look.
@@ -37,6 +37,7 @@ def explain(store: Store, stream: str, plans: str, plan_id: str, now: float) -> 
         plans: stream of plans, for one that has no verdict yet.
         plan_id: the plan.
         now: unix seconds.
+        results: stream of what became of permits; empty to leave that out.
 
     Raises:
         StoreError: Redis does not answer.
@@ -46,7 +47,10 @@ def explain(store: Store, stream: str, plans: str, plan_id: str, now: float) -> 
         if f.get("plan_id") != plan_id:
             continue
         if f.get("event") in VERDICTS:
-            return verdict(f, now, tuple(later), _permit(store, plan_id))
+            told = _permit(store, plan_id)
+            if f.get("event") == "PERMIT" and not told and results:
+                told = _fate(store, results, plan_id)
+            return verdict(f, now, tuple(later), told)
         if f.get("event") in ("REPLAY", "CONFLICT"):
             later.append(f)
     first = gw.answer(store.read([("GET", LIVE.tombstone(plan_id))])[0])
@@ -71,6 +75,28 @@ def _permit(store: Store, plan_id: str) -> str:
     if not isinstance(raw, bytes) or not isinstance(left, int):
         return ""
     return f"the permit stands for another {left} s, {LIVE.permit(plan_id)}: {raw.decode('utf-8', 'backslashreplace')}"
+
+
+def _fate(store: Store, results: str, plan_id: str) -> str:
+    """What became of a permit that stands no more; empty where nobody has told."""
+    done = next((f for f in backwards(store, results) if f.get("plan_id") == plan_id), None)
+    if done is None:
+        return ""
+    if done.get("executed") != "true":
+        waited = f", after it waited for {done['waited_for']}" if done.get("waited_for") else ""
+        return f"the permit was not filled: {done.get('error') or 'no reason is told'}{waited}"
+    pnl = f", realised {_figure(done, 'pnl_usd')} USD" if done.get("pnl_usd") else ""
+    less = f", x {_figure(done, 'factor')} by the hint" if done.get("factor", "1.0") != "1.0" else ""
+    qty, price, fee = (_figure(done, name) for name in ("filled_qty", "price", "fee_usd"))
+    return f"the permit was filled: {done.get('side', '')} {qty} at {price} USD{less}, fee {fee} USD{pnl}"
+
+
+def _figure(record: Fields, name: str) -> str:
+    """A number of a record that any program may have written."""
+    try:
+        return short(record[name])
+    except (KeyError, ValueError):
+        return "an unknown amount"
 
 
 def last_of(store: Store, stream: str, symbol: str, now: float) -> Explanation:

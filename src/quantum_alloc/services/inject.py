@@ -194,6 +194,16 @@ def portfolio(where: Where, equity_usd: float, notional_usd: float, count: int) 
     return HashSet(LIVE.portfolio, {**fields, **stamp(where.now), "ts_utc": stamp(where.now)["ts"]})
 
 
+def transfer(where: Where, usd: float) -> Effect:
+    """Money paid into the paper account.
+
+    Args:
+        where: how it is written.
+        usd: below 0 where it is paid out.
+    """
+    return where.add(LIVE.transfers, {"usd": number(usd), **stamp(where.now), **ORIGIN})
+
+
 def plan_fields(symbol: str, now: float, told: Mapping[str, Any]) -> dict[str, str]:
     """The fields of a plan, its id made from the rest where none is told.
 

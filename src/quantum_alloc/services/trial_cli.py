@@ -13,7 +13,7 @@ from quantum_alloc.adapters.clock import WallClock
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.services import app, explain, explain_plan, inject, lanes, plot, show
-from quantum_alloc.services.options import ClustersOptions, GovernorOptions, RegimeOptions, Settings, load
+from quantum_alloc.services.options import ApplyOptions, ClustersOptions, GovernorOptions, RegimeOptions, Settings, load
 
 DONE, USAGE = 0, 2
 HASHED = ("attribution", "efficiency")
@@ -167,6 +167,9 @@ def _inject_parsers(kinds: Any) -> None:
     owned.add_argument("--notional", type=amount, default=0.0, metavar="USD", help="of all positions (0)")
     owned.add_argument("--positions", type=whole, default=0, metavar="N", help="how many (0)")
 
+    paid = kind("transfer", "money paid into the paper account, or out of it", of_symbol=False)
+    paid.add_argument("--usd", type=amount, required=True, metavar="USD", help="below 0 to pay out")
+
     planned = kind("plan", "a plan, as a strategy proposes it")
     planned.add_argument("--plan-id", type=word, metavar="ID", help="(made from its content)")
     planned.add_argument("--action", type=word, default="ENTRY_PROPOSED", metavar="WORD", help="(ENTRY_PROPOSED)")
@@ -192,7 +195,8 @@ def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             found = explain.gather(settings, store, args.what, now)
             found.append(explain_plan.last_of(store, events, args.what, now))
         else:
-            found = [explain_plan.explain(store, events, settings.common.plans_stream, args.what, now)]
+            results = settings.of(ApplyOptions).results_stream
+            found = [explain_plan.explain(store, events, settings.common.plans_stream, args.what, now, results)]
     finally:
         store.close()
     if args.format == "json":
@@ -257,6 +261,7 @@ def _effects(args: argparse.Namespace, where: inject.Where) -> list[Effect]:
         "market": lambda: inject.market(where, a.symbol, a.price),
         "position": lambda: inject.position(where, a.symbol, a.qty, a.mark),
         "portfolio": lambda: inject.portfolio(where, a.equity, a.notional, a.positions),
+        "transfer": lambda: inject.transfer(where, a.usd),
         "plan": lambda: inject.plan(where, inject.plan_fields(a.symbol, where.now, vars(a))),
     }
     return [made[a.kind]()]
