@@ -359,7 +359,8 @@ class Applier:
             if made.is_write:
                 self._marked_us = seen.now_us
                 self._idle_until = time.monotonic() + self._set.mark_every_s
-        self._is_more = seen.entries.is_more and not self._refused
+        # what was just reported is read at once, so that it is reconciled
+        self._is_more = (seen.entries.is_more or bool(made.ended)) and not self._refused
         self._is_idle = not (self._refused or made.waiting or self._is_more)
 
     def _effects(self, seen: Seen, made: Made) -> list[Effect]:
@@ -434,7 +435,7 @@ class Applier:
 
     @property
     def has_more(self) -> bool:
-        """True while a page of some stream was full."""
+        """True while a page of some stream was full, or its own reports are still to be read."""
         return self._is_more
 
     def wait_s(self, _: float) -> float:
