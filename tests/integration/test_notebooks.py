@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -115,7 +116,10 @@ def ended(pid: int, address: str) -> bool:
     deadline = time.monotonic() + 10.0
     while (is_running(pid) or answers(address)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return not is_running(pid) and not answers(address)
+    if not is_running(pid) and not answers(address):
+        return True
+    os.kill(pid, signal.SIGTERM)  # a test that fails leaves nothing either
+    return False
 
 
 def asks_nobody(notebook: Any) -> int:
@@ -156,7 +160,7 @@ def drawn(notebook: Any, tmp_path: Path) -> tuple[int, list[str]]:
 
 @BOTH
 def test_it_is_stored_without_outputs(path: Path) -> None:
-    """No output, no count, no path of a machine; format 4.5, every cell with its own id, the kernel every Jupyter has."""
+    """No output, no count, no path of a machine; format 4.5, an id a cell, the kernel that every Jupyter has."""
     text = path.read_text(encoding="utf-8")
     notebook = json.loads(text)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
@@ -279,3 +283,4 @@ def test_a_run_that_was_interrupted_leaves_no_server(kernels: Path, tmp_path: Pa
     found = re.search(r"(\d+) (unix://\S+)", stream.text)
     assert found is not None
     assert ended(int(found[1]), found[2])
+    assert not Path(found[2].removeprefix("unix://")).parents[1].exists()
