@@ -40,7 +40,7 @@ CASES: dict[str, tuple[Held, float, float, tuple[float, float, int], float | Non
     "the least that there is, closed": (Held(TINY, 0.25, THEN), -TINY, 4.0, (0.0, 0.0, 0), TINY * 3.75),
     "added to the least that there is": (Held(TINY, 0.1, THEN), TINY, 0.2, (2 * TINY, 0.1, THEN), None),
     "as much as there may be": (Held(HUGE, HUGE, THEN), HUGE, HUGE / 2, (2 * HUGE, 0.75 * HUGE, THEN), None),
-    "next to nothing added to much": (Held(HUGE, 1.0, THEN), 1e-9, HUGE, (HUGE, 2.0 - 1e-9, THEN), None),
+    "next to nothing added to much": (Held(HUGE, 1.0, THEN), 1e-9, HUGE, (HUGE, 1.0 + 1e-9, THEN), None),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from quantum_alloc.core import GovernorParams
 from quantum_alloc.core.limits import US
 from quantum_alloc.core.paper import Book
 from quantum_alloc.core.record_apply import applied, apply_fields, apply_params
-from quantum_alloc.services import feed
+from quantum_alloc.services import apply, feed, kill_switch
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.loop import Loop
 from tests.support import applying as ap
@@ -775,9 +776,10 @@ def test_it_opens_an_account_by_the_server_s_clock(
 
 
 def test_an_account_is_opened_with_what_is_there(one_server: EmbeddedServer, one_client: Client) -> None:
-    """Balance and positions that stand, of any age; none that is flat or without an entry."""
+    """Balance and positions that stand, of any age; none that is flat, and none that nothing is known of."""
     one_client.hset(LIVE.balance, "balance", "777.5")
-    for symbol, qty, entry in ((BTC, "-2", "90"), (ETH, "0", "50"), ("SOLUSDT", "3", ""), ("XRPUSDT", "nan", "1")):
+    one_client.hset(LIVE.position("SOLUSDT"), "leverage", "1")
+    for symbol, qty, entry in ((BTC, "-2", "90"), (ETH, "0", "50")):
         one_client.hset(LIVE.position(symbol), mapping={"position_amt": qty, "entry_price": entry, "ts_epoch": "1"})
     one = ap.applying(Store(one_server.url, timeout_s=2.0), clock=SetClock(NOW))
     one.settle()
@@ -785,6 +787,52 @@ def test_an_account_is_opened_with_what_is_there(one_server: EmbeddedServer, one
     a = ap.account(one_client)
     assert {s: (h.qty, h.entry_price_usd) for s, h in a.held.items()} == {BTC: (-2.0, 90.0)}
     assert (a.balance_usd, a.paid_in_usd) == (777.5, 777.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "fields"),
+    [
+        (LIVE.balance, {"balance": "NaN"}), (LIVE.balance, {"balance": ""}), (LIVE.balance, None),
+        (LIVE.position(BTC), {"position_amt": "3", "entry_price": ""}), (LIVE.position(BTC), {"position_amt": "3"}),
+        (LIVE.position(BTC), {"position_amt": "nan", "entry_price": "1"}), (LIVE.position(BTC), None),
+        (LIVE.position(BTC), {"position_amt": "1", "entry_price": "-1"}), (LIVE.position(BTC), {"entry_price": "1"}),
+    ],
+)  # fmt: skip
+def test_an_account_is_not_guessed_at(
+    key: str, fields: dict[str, str] | None, one_server: EmbeddedServer, one_client: Client
+) -> None:
+    """A balance or a position that is there and cannot be read opens no account; one sentence names the key."""
+    if fields is None:
+        one_client.set(key, "x")
+    else:
+        one_client.hset(key, mapping=fields)
+    one = ap.applying(Store(one_server.url, timeout_s=2.0), clock=SetClock(NOW))
+    assert not one.once()
+    assert f"{key} cannot be read, and is not guessed at" in one.loop.last_error
+    assert not one_client.exists(LIVE.apply_state)
+    one_client.delete(key)
+    one.settle()
+    one.crash()
+    assert ap.account(one_client).held == {}
+
+
+@pytest.mark.parametrize("word", ["halt", "1", "anything"])
+def test_a_halt_is_latched_at_its_first_sight(word: str, venue: Venue) -> None:
+    """A halt that no governor saw, and that is taken back: the apply layer has latched it, and fills nothing before a
+    rearm; after one it does."""
+    venue.permit("p1", BTC)
+    venue.client.set(LIVE.kill, word)
+    venue.apply.once()
+    venue.client.set(LIVE.kill, "off")
+    venue.apply.settle()
+    assert venue.client.hgetall(LIVE.latch)["by"] == "apply"
+    assert set(ap.permits(venue.client)) == {"p1"}
+    now_us = round(venue.now * US)
+    moved = kill_switch.rearm(venue.apply.store, "me", "tried", events=gov.EVENTS, maxlen=1000, now_us=now_us)
+    assert moved.trouble == ""
+    venue.apply.settle()
+    assert ap.fates(venue.client) == {"p1": "filled"}
+    assert [e["state"] for _, e in venue.client.xrange(gov.EVENTS) if e["event"] == "KILL"] == ["HALT"]
 
 
 def test_once_drains_what_is_there(
@@ -817,7 +865,8 @@ def test_once_drains_what_is_there(
 # ---- spoiled keys
 
 
-WRITTEN = ("state", "position", "balance", "fills", "results", "universe")
+WRITTEN = ("state", "fills", "results")
+LEFT_OUT = ("position", "balance", "universe")
 STOPS = ("events", "transfers")
 NEUTRAL = ("book", "clusters", "regime")
 
@@ -833,12 +882,13 @@ def key_of(what: str) -> str:
     return names[what]
 
 
-@pytest.mark.parametrize("what", [*WRITTEN, *STOPS, *NEUTRAL, "kill", "latch", "market"])
+@pytest.mark.parametrize("what", [*WRITTEN, *LEFT_OUT, *STOPS, *NEUTRAL, "kill", "latch", "market"])
 @pytest.mark.parametrize("kind", ["string", "list"])
-def test_a_key_of_another_type(what: str, kind: str, each: Venue) -> None:
-    """What it cannot write or follow stops it, and the message names the key; kill switch and latch are HALT; a market
-    that cannot be read is no price; labels and book are left out. In each case nothing is half done, and when the key
-    is gone everything goes on."""
+def test_a_key_of_another_type(what: str, kind: str, each: Venue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it must write or follow stops it, and the message names the key; a position, the balance or the universe is
+    left out and stops nobody's exit; kill switch and latch are HALT; a market that cannot be read is no price; labels
+    and book are left out. In each case nothing is half done, and when the key is gone everything goes on."""
+    monkeypatch.setattr(apply, "SPOILED_S", 0.05)
     client, key = each.client, key_of(what)
     if kind == "string" and what == "kill":
         kind = "hash"
@@ -864,12 +914,20 @@ def test_a_key_of_another_type(what: str, kind: str, each: Venue) -> None:
     elif what in NEUTRAL:
         assert ended
         assert "p1" in ap.fates(client)
+    elif what in LEFT_OUT:
+        assert ended
+        each.apply.settle()
+        assert ap.fates(client) == {"p1": "filled"}
+        assert client.type(key) == kind
+        time.sleep(0.06)
+        assert each.clock is not None
+        each.clock.set(each.now + 6.0)  # the marks are due again
     else:
         assert ended
         assert set(ap.permits(client)) == {"p1"}
         assert what not in ("kill", "latch") or each.apply.metrics.value("quantum_alloc_kill_state", "HALT") == 1.0
-    client.delete(key)
-    if had:
+    client.delete(key, *([LIVE.latch] if what == "kill" else []))  # a halt of any kind is latched, and rearmed
+    if had and what not in LEFT_OUT:
         client.rename(aside, key)
     each.apply.settle()
     assert ap.fates(client) == {"p1": "filled"}
@@ -1081,3 +1139,26 @@ def test_a_flood_of_permits_and_events(venue: Venue) -> None:
     c = ap.account(venue.client).permits.counts
     assert (c.issued, c.consumed, c.without_permit, c.above_permit) == (700, 700, 0, 0)
     ap.check(venue.client)
+
+
+@pytest.mark.parametrize("back_s", [0.5, 30, 3600])
+def test_a_clock_that_is_set_back(back_s: float, venue: Venue) -> None:
+    """What was filled or had expired by the clock of before stays so; marks are written and new permits filled."""
+    client = venue.client
+    venue.permit("p1", BTC)
+    raw = client.get(LIVE.permit("p1"))
+    venue.apply.settle()
+    venue.permit("p2", BTC)
+    venue.wait(61)
+    venue.apply.settle()
+    assert ap.fates(client) == {"p1": "filled", "p2": "permit_expired"}
+    assert venue.clock is not None
+    venue.clock.set(venue.now - back_s)
+    venue.publish()
+    client.delete(LIVE.permit("p2"))
+    ap.put_back(client, "p1", raw)
+    ap.put_back(client, "p2", raw.replace("p1", "p2"))
+    venue.apply.settle()
+    assert ap.fates(client) == {"p1": "filled", "p2": "permit_expired"}
+    assert ap.position(client, BTC)["ts_epoch"] == int(venue.now), "marked by the clock as it is"
+    ap.check(client)

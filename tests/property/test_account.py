@@ -17,7 +17,7 @@ prices = st.one_of(st.sampled_from([0.1, 90.0, 100.0, 110.0]), st.floats(1e-6, 1
 bps = st.sampled_from([0.0, 1.0, 4.0, 1000.0])
 closing = st.sampled_from([-1.0, -0.5, -0.25, -1.5])
 orders = st.lists(st.tuples(st.one_of(signed, closing.map(lambda share: share * 1e12)), prices), max_size=12)
-"""Quantities of 2.5e11 and above stand for a share of what is held then: closes to the bit and flips are drawn often."""
+"""Quantities from 2.5e11 on stand for a share of what is held then: closes to the bit and flips are drawn often."""
 wide_sizes = st.one_of(sizes, st.floats(1e-300, 1e15), st.sampled_from([5e-324, 1e15]))
 positions = st.builds(
     lambda size, is_long, entry, then, later: Held(size if is_long else -size, entry, then, later),

@@ -145,6 +145,7 @@ def _int(value: Any) -> int:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("not a text")
+    value.encode()  # half a character is no text: no entry could carry it
     return value
 
 
@@ -175,7 +176,8 @@ def _account(texts: Mapping[str, str]) -> Account:
     if None in held or None in known:
         raise ValueError("a field's name is none of ours")
     permits = {p: k for p, k in sorted(known.items(), key=lambda pair: pair[1].number) if p is not None}
-    counts = Counts(*map(_int, json.loads(texts["_counts"])))
+    names = [f.name for f in dataclasses.fields(Counts)]
+    counts = Counts(**dict(zip(names, map(_int, json.loads(texts["_counts"])), strict=True)))
     return Account(
         _int(json.loads(texts["_rev"])),
         tuple(map(_text, json.loads(texts["_of"]))),
@@ -229,13 +231,13 @@ def terms_of(raw: bytes, plan_id: str, symbol: str, keys: Sequence[SigningKey]) 
 
 def _terms(told: Mapping[str, Any], plan_id: str, symbol: str) -> tuple[Terms, int] | None:
     qty, usd = finite(told["computed_qty"]), finite(told["computed_notional"])
-    factor, extra = float(told["eff_factor"]), int(told["extra_cooldown_sec"])
+    factor, extra = float(_text(told["eff_factor"])), int(_text(told["extra_cooldown_sec"]))
     flags = (told["reduce_only"], told["dry_run"])
     side = Side(told["side"]) if told["side"] else None
     created_us = round(finite(told["created_at"]) * US)
     is_ours = (told["plan_id"], told["symbol"], told["decision"]) == (plan_id, symbol, "EXECUTE")
     is_well = all(isinstance(f, bool) for f in flags) and 0.0 < factor <= 1.0 and 0 <= extra <= COOLDOWN_MAX_S
-    if not (is_ours and is_well and qty > 0.0 and usd >= 0.0):
+    if not (is_ours and is_well and 0.0 < qty <= codec.USD_LIMIT and usd >= 0.0):
         return None
     downsizes = told["eff_action"] == "DOWNSIZE" and told["eff_lane"] == "live"
     terms = Terms(
@@ -308,4 +310,5 @@ def ids_of(entries: Sequence[Reply]) -> list[str]:
     Args:
         entries: of any stream.
     """
-    return [e[0].decode("ascii") for e in entries if isinstance(e, list) and e and isinstance(e[0], bytes)]
+    named = (e[0] for e in entries if isinstance(e, list) and e)
+    return [raw.decode("ascii") for raw in named if isinstance(raw, bytes) and executions.entry_id(raw)]

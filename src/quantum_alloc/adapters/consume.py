@@ -112,21 +112,21 @@ def _parts(command: Command) -> list[Command]:
     return [(name, key, *rest[i : i + FIELDS_AT_ONCE]) for i in range(0, len(rest), FIELDS_AT_ONCE)]
 
 
-def answered(reply: Reply, shown: str) -> str:
-    """Empty where everything was written, else why nothing was.
+def answered(reply: Reply, shown: str) -> tuple[str, str]:
+    """Empty where everything was written, else why nothing was; and the key that holds another type, if that is why.
 
     Args:
         reply: of the script.
         shown: the server, for messages.
 
     Raises:
-        StoreError: a key holds another type, or the answer is none.
+        StoreError: the answer is none.
     """
     words = [w.decode("utf-8", "replace") for w in reply if isinstance(w, bytes)] if isinstance(reply, list) else []
     if words[:1] == ["ok"]:
-        return ""
+        return "", ""
     if words[:1] == ["type"] and len(words) > 1:
-        raise StoreError("other", f"{shown}: {words[1]} holds another type of value: delete it, or name another key")
+        return words[0], words[1]
     if words[:1] and words[0] in REFUSALS:
-        return words[0]
+        return words[0], ""
     raise StoreError("other", f"{shown}: the script of the apply layer answered something else")

@@ -145,4 +145,7 @@ def applied(record: Fields) -> Application:
     Raises:
         ValueError, KeyError, TypeError: not a record of these rules.
     """
-    return apply_permit(apply_inputs(record), apply_params(record))
+    try:
+        return apply_permit(apply_inputs(record), apply_params(record))
+    except (ArithmeticError, RecursionError) as error:
+        raise ValueError("the record's numbers, or its JSON, are of no record of these rules") from error

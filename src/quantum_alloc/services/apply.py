@@ -23,6 +23,8 @@ from quantum_alloc.adapters import codec, consume, wire
 from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters.clock import Clock
 from quantum_alloc.adapters.effects import Command, Delete, Effect, Failed, HashSet, Reply, StreamAdd
+from quantum_alloc.adapters.governor_files import seconds
+from quantum_alloc.adapters.governor_scripts import LATCH
 from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.permits import SigningKey
@@ -47,6 +49,12 @@ PAGE = 500
 BLOCK_S = 0.5
 BLOCK_LATE_S = 0.4
 AGAIN_S = 0.1
+HEAD = 6
+"""Answers before those of the streams."""
+VAIN_CYCLES = 20
+"""After so many refusals ``--once`` leaves what waits."""
+SPOILED_S = 5.0
+"""A position, balance or universe that holds another type is left out for so long; everything else goes on."""
 LABEL_STALE_S = 180
 
 
@@ -121,6 +129,7 @@ class Seen:
         raws: by plan id, the permits that are there.
         prices: by symbol.
         labels: regime, and cluster by symbol.
+        rearmed: when the kill switch was last rearmed, as it stands; empty for never.
         is_due: whether positions and balance are to be written again.
     """
 
@@ -133,6 +142,7 @@ class Seen:
     raws: Mapping[str, bytes]
     prices: Mapping[str, Reading[float]]
     labels: tuple[str, Mapping[str, str]]
+    rearmed: bytes
     is_due: bool
 
 
@@ -220,6 +230,9 @@ class Applier:
         self._refused = ""
         self._is_more = False
         self._without = -1
+        self._vain = 0
+        self._spoiled: dict[str, float] = {}
+        self._said: set[str] = set()
 
     # ---- read
 
@@ -260,7 +273,7 @@ class Applier:
         k = self._set.names
         commands: list[Command] = [
             ("TIME",), ("GET", k.kill), ("HMGET", k.latch, "state", "since"), ("HGETALL", k.apply_state),
-            ("HLEN", k.clusters),
+            ("HLEN", k.clusters), ("HMGET", k.rearm, "at"),
         ]  # fmt: skip
         if self._positions:
             for name, stream in zip(aw.STREAMS, self._set.streams, strict=True):
@@ -287,12 +300,20 @@ class Applier:
             [("HGET", k.balance, "balance"), *(("HMGET", k.position(n), *asked) for n in names)]
         )
         known = codec.number(balance) if isinstance(balance, bytes) else None
+        if balance is not None and known is None:
+            raise StoreError("other", f"{k.balance} cannot be read, and is not guessed at: mend it, or delete it")
         usd = s.equity_usd if known is None else known
         held = {}
         for symbol, reply in zip(names, positions, strict=True):
+            if wire.absent(reply):
+                continue
             told = [codec.number(r) if isinstance(r, bytes) else None for r in reply] if isinstance(reply, list) else []
-            if len(told) == 2 and told[0] and told[1]:
-                held[symbol] = Held(told[0], told[1], now_us)
+            qty, entry = told if len(told) == 2 else (None, None)
+            if qty is None or (qty != 0.0 and not (entry and entry > 0.0)):
+                text = f"{k.position(symbol)} cannot be read, and is not guessed at: mend it, or delete it"
+                raise StoreError("other", text)
+            if qty != 0.0 and entry is not None:
+                held[symbol] = Held(qty, entry, now_us)
         if held or known is not None:
             log.warning("the account is opened with %s USD and %d positions that were there", number(usd), len(held))
         first = {name: self._first_id(name, now_us) for name in aw.STREAMS}
@@ -307,7 +328,7 @@ class Applier:
 
     def _seen(self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int) -> Seen:
         s, k = self._set, self._set.names
-        entries = _entries(head[5:], self._set.streams) if len(head) > 5 else Entries()
+        entries = _entries(head[HEAD:], self._set.streams) if len(head) > HEAD else Entries()
         waiting = {p: one for p, one in account.permits.permits.items() if one.stage is Stage.WAITING}
         waiting.update((p, one) for p, one in entries.issued if one.stage is Stage.WAITING and p not in waiting)
         symbols = sorted({*account.held, *(one.symbol for one in waiting.values())})
@@ -335,6 +356,7 @@ class Applier:
             {p: raw for p, raw in zip(waiting, raws, strict=True) if isinstance(raw, bytes)},
             {n: wire.decode(gw.MARKET, r, now, stale_s) for n, r in zip(symbols, markets, strict=True)},
             (regime.value.name if isinstance(regime, Fresh) else "", clusters),
+            _rearmed(head[5]),
             now_us >= self._marked_us + round(s.mark_every_s * US) or now_us < self._marked_us,
         )  # fmt: skip
 
@@ -343,6 +365,7 @@ class Applier:
     def write(self, seen: Seen, made: Made) -> None:
         """Everything of the cycle in one script, or nothing."""
         self._refused = ""
+        self._latch(seen)
         if made.is_write:
             taken = [
                 consume.Taken(
@@ -351,9 +374,14 @@ class Applier:
                 )
                 for a in made.ended if a.is_consumed
             ]  # fmt: skip
-            keys, args = consume.call(taken, self._effects(seen, made), seen.basis, self._set.names)
+            now_s = time.monotonic()
+            self._spoiled = {key: until for key, until in self._spoiled.items() if now_s < until}
+            effects = [e for e in self._effects(seen, made) if e.key not in self._spoiled]
+            keys, args = consume.call(taken, effects, seen.basis, self._set.names)
             reply = self._store.run(consume.CONSUME, keys, args, seen.basis.connection)
-            self._refused = consume.answered(reply, self._store.shown)
+            self._refused, spoiled = consume.answered(reply, self._store.shown)
+            if spoiled:
+                self._leave_out(spoiled)
         if not self._refused:
             self._positions = dict(made.account.positions)
             if made.is_write:
@@ -361,7 +389,28 @@ class Applier:
                 self._idle_until = time.monotonic() + self._set.mark_every_s
         # what was just reported is read at once, so that it is reconciled
         self._is_more = (seen.entries.is_more or bool(made.ended)) and not self._refused
+        self._vain = self._vain + 1 if self._refused else 0
         self._is_idle = not (self._refused or made.waiting or self._is_more)
+
+    def _latch(self, seen: Seen) -> None:
+        """A halt that is seen here first is latched here: no governor may have seen it when it is taken back."""
+        s, k = self._set, self._set.names
+        if seen.kill is not Kill.HALT or seen.basis.latch != "-":
+            return
+        now_s = seen.now_us // US
+        args: list[str | bytes | int] = [seen.rearmed, seconds(seen.now_us), NAME, "seen by the apply layer", now_s]
+        self._store.run(LATCH, [k.latch, k.rearm, s.events], [*args, s.maxlen], seen.basis.connection)
+
+    def _leave_out(self, key: str) -> None:
+        """A key of another type stops its own symbol and nothing else; ours cannot be left out."""
+        k = self._set.names
+        if key not in (k.balance, k.universe) and not key.startswith(k.position("")):
+            text = f"{self._store.shown}: {key} holds another type of value: delete it, or name another key"
+            raise StoreError("other", text)
+        if key not in self._said:
+            self._said.add(key)
+            log.error("%s holds another type of value and is not written: delete it", key)
+        self._spoiled[key] = time.monotonic() + SPOILED_S
 
     def _effects(self, seen: Seen, made: Made) -> list[Effect]:
         s, k, now = self._set, self._set.names, seen.now_us / US
@@ -388,6 +437,8 @@ class Applier:
     def tell(self, seen: Seen, made: Made) -> Told:
         """Metrics, alarms, and the cycle's line; an idle cycle has none."""
         m, a = self._metrics, made.account
+        for state in Kill:
+            m.set("quantum_alloc_kill_state", float(seen.kill is state), state.value)
         if self._refused:
             m.add("quantum_alloc_apply_refused_total", self._refused)
             return Told("")
@@ -413,8 +464,6 @@ class Applier:
         m.set("quantum_alloc_fees_usd", a.fees_usd)
         m.set("quantum_alloc_permits_waiting", waiting)
         m.set("quantum_alloc_permits_outstanding", c.outstanding)
-        for state in Kill:
-            m.set("quantum_alloc_kill_state", float(seen.kill is state), state.value)
         for name, total in (
             ("quantum_alloc_permits_issued_total", c.issued),
             ("quantum_alloc_permits_consumed_total", c.consumed),
@@ -435,8 +484,8 @@ class Applier:
 
     @property
     def has_more(self) -> bool:
-        """True while a page of some stream was full, or its own reports are still to be read."""
-        return self._is_more
+        """True while a page of some stream was full, its own reports are still to be read, or a write was refused."""
+        return self._is_more or 0 < self._vain < VAIN_CYCLES
 
     def wait_s(self, _: float) -> float:
         """Reading waits for events; what waits for something else is looked at again after a moment."""
@@ -459,6 +508,11 @@ def _entries(replies: Sequence[Reply], streams: Sequence[str]) -> Entries:
         positions,
         any(len(page) >= PAGE for page in pages),
     )
+
+
+def _rearmed(reply: Reply) -> bytes:
+    told = reply[0] if isinstance(reply, list) and reply else None
+    return told if isinstance(told, bytes) else b""
 
 
 def _position(held: Held, mark_usd: float, now: float) -> dict[str, str]:

@@ -103,10 +103,10 @@ def permits(records: Records, account: Account) -> Check:
         account: at its end.
     """
     c, issued = account.permits.counts, _permits(records)
-    used = {e["plan_id"] for e in records.results if e.get("consumed") == "1"}
+    used = [e["plan_id"] for e in records.results if e.get("consumed") == "1"]
     counted = f"{c.issued} = {c.consumed} consumed + {c.expired} expired + {c.outstanding} outstanding"
     still = sum(k.is_outstanding for k in account.permits.permits.values())
-    ok = (len(issued), len(used), still) == (c.issued, c.consumed, c.outstanding) and used <= issued.keys()
+    ok = (len(issued), len(used), still) == (c.issued, c.consumed, c.outstanding) and issued.keys() >= {*used}
     recount = f"; the streams tell of {len(issued)} permits, {len(used)} used up, {still} outstanding"
     return Check("permits = consumed + expired + outstanding", ok, counted if ok else counted + recount)
 
@@ -149,9 +149,9 @@ class Recomputer:
         Args:
             records: decisions with their cycles, and what stands alone.
         """
-        cycles = {c["cycle_id"]: c for c in records.cycles}
+        cycles = {c.get("cycle_id", ""): c for c in records.cycles}
         for decision in records.decisions:
-            self._one(cycles.get(decision["cycle_id"], {}), decision)
+            self._one(cycles.get(decision.get("cycle_id", ""), {}), decision)
         for alone in (records.attributions, records.efficiencies, records.proposals, records.regimes, records.results):
             for told in alone:
                 self._one(told)
@@ -166,7 +166,7 @@ class Recomputer:
         self._done += 1
         try:
             wrong: Mapping[str, tuple[str, str]] = differences(*told)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
             wrong = {"the record": (f"{type(error).__name__}: {error}", "nothing")}
         if wrong and not self._wrong:
             name, (was, now) = next(iter(wrong.items()))
