@@ -112,7 +112,7 @@ def test_status_shows_gates_and_windows(
     (window,) = found["windows"]
     assert (window["symbol"], window["opens in 1 h"], window["in 5 min"]) == (S, "1 of 3", "1 of 2")
     assert 0 < window["cooldown_s"] <= 60
-    assert (found["governor"]["kill"], found["governor"]["outstanding"]) == ("OFF", 1)
+    assert (found["governor"]["kill"], found["governor"]["reserved opens"]) == ("OFF", 1)
     assert {k: client.object("encoding", k) for k in client.keys("*")} == before
     testnet = json.loads(call(capsys, {**environ, "APPLY_MODE": "testnet"}, "status", "--format", "json")[1])
     assert {g["gate"]: g["mode"] for g in testnet["gates"]}["0.5"] == "would_block"
@@ -121,7 +121,7 @@ def test_status_shows_gates_and_windows(
     client.set("quantum:governor:book", "x")
     broken = json.loads(call(capsys, environ, "status", "--format", "json")[1])
     assert "unreadable" in json.dumps(broken["windows"])
-    assert broken["governor"]["outstanding"] == "unreadable"
+    assert broken["governor"]["reserved opens"] == "unreadable"
 
 
 def test_halt_latches_until_rearmed(

@@ -337,6 +337,9 @@ LIMITS: dict[str, tuple[Run, dict[str, Any], str]] = {
     "more, where some was closed in between": (
         run((0, BTC, 2.0, 100.0), (2, BTC, -2.0, 100.0), (70, BTC, 2.0, 100.0), (72, ETH, 4.0, 50.0)), {}, "",
     ),
+    "a record of the very second counts": (
+        run((0, BTC, 2.0, 100.0), (1.5, ETH, 2.0, 100.0), (60, BTC, -2.0, 100.0), (61, SOL, 2.0, 100.0)), {}, "",
+    ),
     "what has grown by itself counts": (
         run((0, BTC, 1.0, 100.0), (60, BTC, 0.001, 301.0), (70, ETH, 1.0, 100.0)), {},
         "p3 of ETHUSDT: 401.30 USD in all",
@@ -420,7 +423,10 @@ def test_records_that_are_whole_are_made_again() -> None:
     assert looked(WHOLE, Records(), WHOLE).detail == "12 records, bit for bit"
 
 
-DEEP = json.dumps({"now_us": 10**400})
+ENDLESS = {
+    stream: json.dumps({**json.loads(getattr(WHOLE, stream)[0]["inputs"]), "now_us": 10**400})
+    for stream in ("events", "results")
+}
 WRONG: dict[str, tuple[Callable[[Run], Run], str]] = {
     "a digit of a target": (put("decisions", 1, target_usd=DECISIONS[1]["target_usd"][:-1] + "3"), "target_usd is"),
     "a digit of a base": (put("decisions", 0, base_usd="1820.94"), f"{BTC} at"),
@@ -433,8 +439,10 @@ WRONG: dict[str, tuple[Callable[[Run], Run], str]] = {
     "a digit of a PnL": (put("results", 1, pnl_usd="10.1"), f"{BTC} at {T0 + 60}: pnl_usd is '10.1', again '10.0'"),
     "a factor of a fill": (put("results", 0, factor="0.5"), "factor is '0.5', again '1.0'"),
     "a fate that cannot be read": (put("results", 0, inputs="x"), "JSONDecodeError"),
-    "a fate of numbers without end": (put("results", 0, inputs=DEEP), "the record is"),
-    "a verdict of numbers without end": (put("events", 0, inputs="[" * 100_000), "RecursionError"),
+    "a fate of a time without end": (put("results", 0, inputs=ENDLESS["results"]), "the record is"),
+    "a verdict of a time without end": (put("events", 0, inputs=ENDLESS["events"]), "OverflowError"),
+    "a fate of brackets": (put("results", 0, inputs="[" * 100_000), "the record is"),
+    "a verdict of brackets": (put("events", 0, inputs="[" * 100_000), "RecursionError"),
     "a fate of other rules": (put("results", 0, rules="apply_v0"), "apply_v0"),
     "a fate without rules": (put("results", 0, rules=None), "KeyError"),
     "a plan of the desk": (put("plans", 0, desk="{}"), "KeyError"),

@@ -7,7 +7,8 @@
                             _balance _paid_in _realised      USD: the wallet; what was paid in; PnL; fees
                             _fees
                             _counts                          JSON, see ``reconcile.Counts``
-                            S:SYMBOL                         JSON [qty, entry, opened_us, next_open_us]
+                            S:SYMBOL                         JSON [qty, entry, opened_us, next_open_us, last_fill_us,
+                                                             [opens_us]]
                             P:PLAN                           JSON of a permit, see ``reconcile.Known``
 
 A state that cannot be read as a whole stops the service: an account that is guessed at is worse than none. Decoding of
@@ -18,10 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from quantum_alloc.adapters import codec, executions
 from quantum_alloc.adapters.effects import Failed, HashSet, Reply
@@ -35,6 +36,7 @@ from quantum_alloc.core.limits import US
 from quantum_alloc.core.plan import Side
 from quantum_alloc.core.reconcile import Counts, Known, Reconciled, SeenFill, Stage
 
+T = TypeVar("T")
 VERSION = "1"
 STREAMS = ("events", "results", "fills", "transfers")
 """The streams that are followed, in the order in which they are read."""
@@ -114,13 +116,13 @@ def texts_of(account: Account) -> dict[str, str]:
 
 @lru_cache(maxsize=4096)
 def _held_text(h: Held) -> str:
-    return compact([h.qty, h.entry_price_usd, h.opened_us, h.next_open_us])
+    return compact([h.qty, h.entry_price_usd, h.opened_us, h.next_open_us, h.last_fill_us, h.opens_us])
 
 
 @lru_cache(maxsize=4096)
 def _known_text(k: Known) -> str:
     amounts = (k.symbol, k.qty, k.until_us, k.stage.value, k.filled_qty)
-    return compact([*amounts, k.ended_us, k.action, k.waited, k.number])
+    return compact([*amounts, k.ended_us, k.action, k.waited, k.number, k.is_own])
 
 
 def saving(key: str, before: Mapping[str, str], account: Account) -> HashSet:
@@ -151,43 +153,85 @@ def _text(value: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def _held(text: str) -> Held:
-    qty, entry, opened_us, next_open_us = json.loads(text)
-    return Held(finite(qty), finite(entry), _int(opened_us), _int(next_open_us))
+    qty, entry, opened_us, next_open_us, last_us, opens_us = json.loads(text)
+    opens = tuple(map(_int, opens_us))
+    return Held(finite(qty), finite(entry), _int(opened_us), _int(next_open_us), _int(last_us), opens)
 
 
 @lru_cache(maxsize=4096)
 def _known(text: str) -> Known:
-    symbol, qty, until_us, stage, filled, ended_us, action, waited, count = json.loads(text)
+    symbol, qty, until_us, stage, filled, ended_us, action, waited, count, is_own = json.loads(text)
     return Known(
         _text(symbol), finite(qty), _int(until_us), Stage(stage), finite(filled), _int(ended_us), _text(action),
-        _text(waited), _int(count),
+        _text(waited), _int(count), is_own is True,
     )  # fmt: skip
+
+
+def _field(texts: Mapping[str, str], name: str, of: Callable[[str], T]) -> T:
+    """One field's value.
+
+    Raises:
+        ValueError: it is absent or malformed, by its name.
+    """
+    try:
+        return of(texts[name])
+    except KeyError:
+        raise ValueError(f"its {name} is absent") from None
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"its {codec.printable(name)} is malformed") from None
+
+
+def _id(text: str) -> str:
+    if executions.entry_id(text.encode()) is None:
+        raise ValueError("not the id of a stream entry")
+    return text
+
+
+def _counts(text: str) -> Counts:
+    names = [f.name for f in dataclasses.fields(Counts)]
+    found = Counts(**dict(zip(names, map(_int, json.loads(text)), strict=True)))
+    if found.outstanding < 0:
+        raise ValueError("more ended than were issued")
+    return found
+
+
+def _names(text: str) -> tuple[str, ...]:
+    told = json.loads(text)
+    if not isinstance(told, list):
+        raise ValueError("not a list")
+    return tuple(map(_text, told))
 
 
 def _account(texts: Mapping[str, str]) -> Account:
     if texts.get("_version") != VERSION:
         raise ValueError(f"its _version is {codec.printable(texts.get('_version', ''))!r}, not {VERSION}")
-    positions = {name: texts[f"_{name}"] for name in STREAMS}
-    if not all(executions.entry_id(text.encode()) for text in positions.values()):
-        raise ValueError("a position is not the id of a stream entry")
-    balance, paid_in, realised, fees = (finite(json.loads(texts[f"_{name}"])) for name in AMOUNTS)
-    held = {codec.symbol(n[2:].encode()): _held(t) for n, t in texts.items() if n.startswith("S:")}
-    known = {codec.word(n[2:].encode()): _known(t) for n, t in texts.items() if n.startswith("P:")}
-    if None in held or None in known:
-        raise ValueError("a field's name is none of ours")
-    permits = {p: k for p, k in sorted(known.items(), key=lambda pair: pair[1].number) if p is not None}
-    names = [f.name for f in dataclasses.fields(Counts)]
-    counts = Counts(**dict(zip(names, map(_int, json.loads(texts["_counts"])), strict=True)))
+
+    def amount(name: str) -> float:
+        return _field(texts, name, lambda text: finite(json.loads(text)))
+
+    positions = {name: _field(texts, f"_{name}", _id) for name in STREAMS}
+    own = {f"_{name}" for name in (*STREAMS, *AMOUNTS, "version", "rev", "of", "counts")}
+    held: dict[str, Held] = {}
+    permits: dict[str, Known] = {}
+    for name in texts.keys() - own:
+        symbol, plan_id = codec.symbol(name[2:].encode()), codec.word(name[2:].encode())
+        if name.startswith("S:") and symbol is not None:
+            held[symbol] = _field(texts, name, _held)
+        elif name.startswith("P:") and plan_id is not None:
+            permits[plan_id] = _field(texts, name, _known)
+        else:
+            raise ValueError(f"its field {codec.printable(name)} is none of ours")
+    in_order = dict(sorted(permits.items(), key=lambda pair: (pair[1].number, pair[0])))
     return Account(
-        _int(json.loads(texts["_rev"])),
-        tuple(map(_text, json.loads(texts["_of"]))),
+        _field(texts, "_rev", lambda text: _int(json.loads(text))),
+        _field(texts, "_of", _names),
         positions,
-        balance,
-        paid_in,
-        realised,
-        fees,
-        {s: h for s, h in held.items() if s is not None},
-        Reconciled(permits, counts),
+        amount("_balance"),
+        amount("_paid_in"),
+        amount("_realised"),
+        amount("_fees"),
+        dict(sorted(held.items())),
+        Reconciled(in_order, _field(texts, "_counts", _counts)),
     )
 
 
@@ -208,9 +252,10 @@ def decode_state(reply: Reply) -> Loaded:
         parts = [part.decode() for part in reply if isinstance(part, bytes)]
         texts = dict(zip(parts[::2], parts[1::2], strict=True))
         return Loaded(_account(texts), "", texts) if texts else Loaded()
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        named = f"{error.args[0]} is absent" if isinstance(error, KeyError) else str(error)
-        return Loaded(trouble=named or "it cannot be read")
+    except UnicodeDecodeError:
+        return Loaded(trouble="it holds what is no text")
+    except ValueError as error:
+        return Loaded(trouble=str(error))
 
 
 def terms_of(raw: bytes, plan_id: str, symbol: str, keys: Sequence[SigningKey]) -> tuple[Terms, int] | None:
@@ -239,10 +284,11 @@ def _terms(told: Mapping[str, Any], plan_id: str, symbol: str) -> tuple[Terms, i
     is_well = all(isinstance(f, bool) for f in flags) and 0.0 < factor <= 1.0 and 0 <= extra <= COOLDOWN_MAX_S
     if not (is_ours and is_well and 0.0 < qty <= codec.USD_LIMIT and usd >= 0.0):
         return None
+    cooldown_s, burst, hour = map(_int, told["limits"])
     downsizes = told["eff_action"] == "DOWNSIZE" and told["eff_lane"] == "live"
     terms = Terms(
         qty, usd, side, flags[0], _text(told["apply_mode"]), flags[1], downsizes, factor, extra,
-        _text(told["decision_id"]),
+        _text(told["decision_id"]), (cooldown_s, burst, hour),
     )  # fmt: skip
     return terms, created_us + (PERMIT_LIFE_S + LIFE_SLACK_S) * US
 
@@ -279,19 +325,18 @@ def consumed_by(entry: Reply) -> str | None:
     return codec.word(raw.get("plan_id", b"")) if told.lower() in (b"1", b"true") else None
 
 
-def fill_of(entry: Reply) -> SeenFill | None:
-    """A fill, as an entry of the execution stream tells of it; None for an entry that tells of no symbol.
+def fill_of(entry: Reply) -> SeenFill:
+    """A fill, as an entry of the execution stream tells of it; one that cannot be read names no permit.
 
     Args:
         entry: [id, [field, value, ...]].
     """
     raw = executions.fields_of(entry)
     symbol = codec.symbol(raw.get("symbol", b""))
-    if symbol is None:
-        return None
-    return SeenFill(
-        codec.word(raw.get("plan_id", b"")) or "", symbol, codec.number(raw.get("filled_qty", b""), 0.0) or 0.0
-    )
+    qty = codec.number(raw.get("filled_qty", b""), 0.0)
+    if symbol is None or qty is None:  # whatever it was, nobody permitted it
+        return SeenFill("", symbol or "", 0.0)
+    return SeenFill(codec.word(raw.get("plan_id", b"")) or "", symbol, qty)
 
 
 def transfer_usd(entry: Reply) -> float:

@@ -43,7 +43,7 @@ if holds(KEYS[2], 'hash') then
 end
 if latch ~= latch_seen then return {'latch'} end
 if not holds(KEYS[3], 'hash') or (redis.call('HGET', KEYS[3], '_rev') or '') ~= revision then return {'state'} end
-if now_us - snapshot_us > age_max_us then return {'old'} end
+if math.abs(now_us - snapshot_us) > age_max_us then return {'old'} end
 
 local permits = {}
 for i = 1, take_number() do

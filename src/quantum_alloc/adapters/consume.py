@@ -105,9 +105,9 @@ def call(
 
 
 def _parts(command: Command) -> list[Command]:
-    """A long command on fields of a hash as several."""
+    """A long command on fields or members as several."""
     name, key, *rest = command
-    if name not in ("HSET", "HDEL") or len(rest) <= FIELDS_AT_ONCE:
+    if name not in ("HSET", "HDEL", "SADD", "SREM") or len(rest) <= FIELDS_AT_ONCE:
         return [command]
     return [(name, key, *rest[i : i + FIELDS_AT_ONCE]) for i in range(0, len(rest), FIELDS_AT_ONCE)]
 

@@ -102,6 +102,7 @@ def permit_json(made: Permit, params: GovernorParams, keys: Sequence[SigningKey]
         "dry_run": params.apply_mode == "dry_run",
         "decision_id": made.decision_id,
         "config_hash": named(params)[1],
+        "limits": [params.symbol_cooldown_s, params.max_exec_per_5min, params.max_exec_per_hour],
         "kid": keys[0].kid if keys else "",
     }
     body = compact(fields)[:-1]

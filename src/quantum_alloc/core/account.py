@@ -14,7 +14,7 @@ Source: the project's governor, section 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantum_alloc.core.numeric import clamp
 
@@ -30,12 +30,16 @@ class Held:
         entry_price_usd: average price of what is held; 0 where nothing is.
         opened_us: when it left zero, or changed its sign, microseconds; 0 where nothing is held.
         next_open_us: no open is filled before, microseconds; 0 for at any time.
+        last_fill_us: of the last fill of any kind, microseconds; 0 for none.
+        opens_us: of the fills of opens in the last hour, microseconds, oldest first.
     """
 
     qty: float = 0.0
     entry_price_usd: float = 0.0
     opened_us: int = 0
     next_open_us: int = 0
+    last_fill_us: int = 0
+    opens_us: tuple[int, ...] = ()
 
     def unrealized_pnl_usd(self, mark_usd: float) -> float:
         """qty x (mark - entry), USD.
@@ -117,13 +121,14 @@ def trade(held: Held, qty: float, price_usd: float, fee_bps: float, now_us: int)
             mean = (abs(before) * held.entry_price_usd + abs(qty) * price_usd) / (abs(before) + abs(qty))
             entry = clamp(mean, min(held.entry_price_usd, price_usd), max(held.entry_price_usd, price_usd))
         opened_us = now_us if before == 0.0 else held.opened_us
-        return Trade(held, Held(after, entry, opened_us, held.next_open_us), qty, price_usd, None, cost)
+        more = replace(held, qty=after, entry_price_usd=entry, opened_us=opened_us)
+        return Trade(held, more, qty, price_usd, None, cost)
     closed = min(abs(qty), abs(before))
     pnl = closed * (price_usd - held.entry_price_usd) * (1.0 if before > 0.0 else -1.0)
     if after == 0.0:
-        left = Held(0.0, 0.0, 0, held.next_open_us)
+        left = replace(held, qty=0.0, entry_price_usd=0.0, opened_us=0)
     elif (after > 0.0) == (before > 0.0):
-        left = Held(after, held.entry_price_usd, held.opened_us, held.next_open_us)
+        left = replace(held, qty=after)
     else:
-        left = Held(after, price_usd, now_us, held.next_open_us)
+        left = replace(held, qty=after, entry_price_usd=price_usd, opened_us=now_us)
     return Trade(held, left, qty, price_usd, pnl, cost)

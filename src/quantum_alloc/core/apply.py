@@ -2,14 +2,18 @@
 
     refused     malformed, signed by nobody, of another mode, or gone before its time: left to expire
     expired     its time is over before it could be filled
-    waits       HALT; REDUCE_ONLY and it does not reduce; no fresh price; the extra cooldown of a hint: tried again
-                until it expires
+    waits       HALT; REDUCE_ONLY and it does not reduce; no fresh price; the extra cooldown of a hint; an open whose
+                fill would be within the governor's cooldown or above its windows, counted by fills: tried again until
+                it expires
     consumed    and filled, or without a fill: dry_run, nothing to close, or it would add to what it was to reduce
 
     close       min(computed_qty, |position|), against the position: it never adds to one and never goes past zero
     open        computed_qty x downsize factor where hints are applied, and never above computed_notional at the price
                 that is paid: a market that has moved buys less, so that no limit in USD is exceeded by a fill
-    cooldown    after an open with an applied hint the symbol's next one waits symbol_cooldown + extra seconds
+    cooldown    after an open with an applied hint the symbol's next one waits cooldown + extra seconds
+
+A permit that waits is filled later than it was issued, and the windows of the governor count what was issued: so fills
+are held against the limits that the permit carries, too.
 
 A hint that was made from the shadow lane is never applied. Source: the project's governor, section 4, and rules,
 section 6.
@@ -18,13 +22,13 @@ section 6.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from quantum_alloc.core.account import FLAT, Held, Trade, trade
 from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.governor_params import ApplyMode
-from quantum_alloc.core.limits import MARKET_STALE_S, US
+from quantum_alloc.core.limits import BURST_S, HOUR_S, MARKET_STALE_S, US
 from quantum_alloc.core.params import check, positive
 from quantum_alloc.core.plan import Side
 from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable
@@ -58,6 +62,9 @@ class ApplyReason(StrEnum):
     NOTHING_TO_CLOSE = "nothing_to_close"
     WOULD_ADD = "would_add"
     EXTRA_COOLDOWN = "extra_cooldown"
+    COOLDOWN = "symbol_cooldown"
+    BURST = "burst_limit_exceeded"
+    HOURLY = "hourly_limit_exceeded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,6 @@ class ApplyParams:
         apply_mode: dry_run, testnet or production; a permit of another mode is refused.
         fee_bps: hundredths of a percent of a fill's notional.
         apply_downsize: whether hints are applied to opens.
-        symbol_cooldown_s: the governor's own cooldown, to which that of a hint is added, seconds.
         market_stale_s: greatest age of a price, seconds.
 
     Raises:
@@ -78,7 +84,6 @@ class ApplyParams:
     apply_mode: str = ApplyMode.DRY_RUN.value
     fee_bps: float = 4.0
     apply_downsize: bool = False
-    symbol_cooldown_s: int = 60
     market_stale_s: int = MARKET_STALE_S
 
     def __post_init__(self) -> None:
@@ -86,7 +91,6 @@ class ApplyParams:
         check(
             (self.apply_mode in set(ApplyMode), "apply_mode must be dry_run, testnet or production"),
             (0.0 <= self.fee_bps <= 1000.0, "fee_bps must be from 0 to 1000"),
-            (self.symbol_cooldown_s >= 0, "symbol_cooldown_s must be at least 0"),
             positive("market_stale_s", self.market_stale_s),
         )
 
@@ -106,6 +110,7 @@ class Terms:
         factor: of the hint, in (0, 1].
         extra_cooldown_s: of the hint, seconds.
         decision_id: of the governor's decision.
+        limits: of opens, as the governor has them: cooldown in seconds, opens in 300 s, opens in 3600 s.
     """
 
     qty: float
@@ -118,6 +123,7 @@ class Terms:
     factor: float
     extra_cooldown_s: int
     decision_id: str
+    limits: tuple[int, int, int] = (60, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +223,9 @@ def apply_permit(inputs: ApplyInputs, params: ApplyParams | None = None) -> Appl
     >>> priced = ApplyInputs("p1", "BTCUSDT", terms, 0, 60 * US, price_usd=Fresh(100.0, 0.0))
     >>> apply_permit(priced, ApplyParams("production")).trade.qty
     2.0
-    >>> apply_permit(priced, ApplyParams("production", apply_downsize=True)).held
-    Held(qty=1.0, entry_price_usd=100.0, opened_us=0, next_open_us=120000000)
+    >>> made = apply_permit(priced, ApplyParams("production", apply_downsize=True))
+    >>> made.held.qty, made.held.next_open_us
+    (1.0, 120000000)
     """
     i, p = inputs, params or ApplyParams()
     if i.now_us >= i.until_us:
@@ -244,22 +251,41 @@ def _close(i: ApplyInputs, terms: Terms, p: ApplyParams, price_usd: float) -> Ap
     if terms.side not in (None, side):
         return Application(i, Fate.VOID, ApplyReason.WOULD_ADD, held=held)
     made = trade(held, side.sign * min(terms.qty, abs(held.qty)), price_usd, p.fee_bps, i.now_us)
-    return Application(i, Fate.FILLED, ApplyReason.OK, 1.0, made, made.after)
+    return _filled(i, made, 1.0, replace(made.after, last_fill_us=i.now_us))
+
+
+def _filled(i: ApplyInputs, made: Trade, factor: float, after: Held) -> Application:
+    return Application(i, Fate.FILLED, ApplyReason.OK, factor, replace(made, after=after), after)
+
+
+def _too_soon(i: ApplyInputs, limits: tuple[int, int, int]) -> ApplyReason | None:
+    """Which limit of opens a fill would break now, as the fills count; None for none."""
+    held, now_us = i.held, i.now_us
+    cooldown_s, burst, hour = limits
+    if now_us < held.next_open_us:
+        return ApplyReason.EXTRA_COOLDOWN
+    if held.last_fill_us and now_us < held.last_fill_us + cooldown_s * US:
+        return ApplyReason.COOLDOWN
+    if sum(t > now_us - HOUR_S * US for t in held.opens_us) >= hour:
+        return ApplyReason.HOURLY
+    if sum(t > now_us - BURST_S * US for t in held.opens_us) >= burst:
+        return ApplyReason.BURST
+    return None
 
 
 def _open(i: ApplyInputs, terms: Terms, p: ApplyParams, price_usd: float) -> Application:
-    if i.now_us < i.held.next_open_us:
-        return Application(i, Fate.WAITS, ApplyReason.EXTRA_COOLDOWN, held=i.held)
+    soon = _too_soon(i, terms.limits)
+    if soon is not None:
+        return Application(i, Fate.WAITS, soon, held=i.held)
     is_less = p.apply_downsize and terms.downsizes
     factor = terms.factor if is_less else 1.0
     qty = within(terms.qty * factor, price_usd, terms.notional_usd)
     if terms.side is None or qty <= 0.0:
         return Application(i, Fate.REFUSED, ApplyReason.BAD_PERMIT, held=i.held)
     made = trade(i.held, terms.side.sign * qty, price_usd, p.fee_bps, i.now_us)
-    wait_s = p.symbol_cooldown_s + terms.extra_cooldown_s if is_less else 0
-    next_open_us = i.now_us + wait_s * US if is_less else made.after.next_open_us
-    after = Held(made.after.qty, made.after.entry_price_usd, made.after.opened_us, next_open_us)
-    return Application(
-        i, Fate.FILLED, ApplyReason.OK, factor,
-        Trade(made.before, after, made.qty, made.price_usd, made.pnl_usd, made.fee_usd), after,
-    )  # fmt: skip
+    next_open_us = i.held.next_open_us
+    if is_less:
+        next_open_us = i.now_us + (terms.limits[0] + terms.extra_cooldown_s) * US
+    opens_us = tuple(t for t in (*i.held.opens_us, i.now_us) if t > i.now_us - HOUR_S * US)
+    after = replace(made.after, next_open_us=next_open_us, last_fill_us=i.now_us, opens_us=opens_us)
+    return _filled(i, made, factor, after)

@@ -193,11 +193,15 @@ def is_released(one: Outstanding, now_us: int, position: Reading[T], portfolio: 
     position_s, portfolio_s = seen_s(position), seen_s(portfolio)
     if portfolio_s is None:
         return False
+    after = portfolio_s * US > max(one.until_us, one.consumed_us)
     if position_s is not None:
-        return min(position_s, portfolio_s) * US > one.consumed_us
+        if min(position_s, portfolio_s) * US > one.consumed_us:
+            return True
+        # a market that ended right after the fill marks its position no more; written in that second, it has the fill
+        return after and (position_s + 1.0) * US > one.consumed_us
     # no position: closed again, or not written yet; a portfolio from after the permit's life knows
     absent = isinstance(position, Unusable) and position.reason is Reason.MISSING
-    return absent and portfolio_s * US > max(one.until_us, one.consumed_us)
+    return absent and after
 
 
 @dataclass(frozen=True, slots=True)

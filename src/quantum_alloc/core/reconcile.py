@@ -3,9 +3,11 @@
     issued = consumed + expired + outstanding           for any sequence of entries, at any moment
     without a permit    a fill that names no permit that is known, or one of another symbol
     above the permit    fills of one permit that come to more than its quantity
+    elsewhere           fills of a permit that this account did not consume: its position knows nothing of them
 
 A permit is outstanding until it is consumed, or its time and ``GRACE_S`` are over. Those that have ended are remembered
-for ``REMEMBERED_S``, the latest ``REMEMBERED_MAX`` of them, so that a second fill of one is seen as what it is.
+for ``REMEMBERED_S``, the latest ``REMEMBERED_MAX`` of them and those of the last seconds, so that their fills, and a
+second fill of one, are seen as what they are.
 Source: the project's governor, section 4.
 """
 
@@ -21,6 +23,9 @@ from quantum_alloc.core.table import Explained
 GRACE_S = 5
 REMEMBERED_S = 3600
 REMEMBERED_MAX = 2_000
+JUST_ENDED_S = 5
+KNOWN_MAX = 10_000
+"""Of all that have ended; whatever comes."""
 TOLERANCE = 1e-9
 """Relative; what rounding may add up to over some fills of one permit."""
 
@@ -48,6 +53,7 @@ class Known:
         action: of its plan, for the label of its fills.
         waited: why it was not filled when it was last looked at; empty for none.
         number: how many had been issued with it.
+        is_own: True where this account consumed it.
     """
 
     symbol: str
@@ -59,6 +65,7 @@ class Known:
     action: str = ""
     waited: str = ""
     number: int = 0
+    is_own: bool = False
 
     @property
     def is_outstanding(self) -> bool:
@@ -77,6 +84,7 @@ class Counts(Explained):
         without_permit: fills.
         above_permit: fills that took more than their permit had left.
         fills: fills in all.
+        elsewhere: fills of permits that this account did not consume.
     """
 
     issued: int = 0
@@ -85,6 +93,12 @@ class Counts(Explained):
     without_permit: int = 0
     above_permit: int = 0
     fills: int = 0
+    elsewhere: int = 0
+
+    @property
+    def is_wrong(self) -> bool:
+        """True where a fill is not as it must be: an alarm."""
+        return self.without_permit + self.above_permit + self.elsewhere > 0
 
     @property
     def outstanding(self) -> int:
@@ -126,6 +140,7 @@ def reconcile(
     issued: Sequence[tuple[str, Known]] = (),
     consumed: Iterable[str] = (),
     fills: Iterable[SeenFill] = (),
+    taken: Iterable[str] = (),
 ) -> Reconciled:
     """What is known after some more entries, each permit before its fills.
 
@@ -135,11 +150,12 @@ def reconcile(
         issued: plan id and permit of each PERMIT; an id that is known counts once.
         consumed: plan ids of permits that somebody reports to have consumed.
         fills: of the execution stream.
+        taken: plan ids of permits that this account has consumed.
 
     >>> permit = Known("BTCUSDT", 1.0, 60 * US)
-    >>> made = reconcile(Reconciled(), 0, [("p1", permit)], ["p1"], [SeenFill("p1", "BTCUSDT", 1.0)])
-    >>> made.counts, made.counts.outstanding
-    (Counts(issued=1, consumed=1, expired=0, without_permit=0, above_permit=0, fills=1), 0)
+    >>> made = reconcile(Reconciled(), 0, [("p1", permit)], (), [SeenFill("p1", "BTCUSDT", 1.0)], ["p1"])
+    >>> made.counts.consumed, made.counts.fills, made.counts.outstanding, made.counts.is_wrong
+    (1, 1, 0, False)
     """
     known, c = dict(state.permits), state.counts
     new = 0
@@ -148,12 +164,13 @@ def reconcile(
             new += 1
             known[plan_id] = replace(permit, number=c.issued + new)
     done = 0
-    for plan_id in consumed:
-        one = known.get(plan_id)
-        if one is not None and one.is_outstanding:
-            known[plan_id] = replace(one, stage=Stage.CONSUMED, ended_us=now_us, waited="")
-            done += 1
-    without = above = n_fills = 0
+    for ids, is_own in ((taken, True), (consumed, False)):
+        for plan_id in ids:
+            one = known.get(plan_id)
+            if one is not None and one.is_outstanding:
+                known[plan_id] = replace(one, stage=Stage.CONSUMED, ended_us=now_us, waited="", is_own=is_own)
+                done += 1
+    without = above = elsewhere = n_fills = 0
     for fill in fills:
         n_fills += 1
         one = known.get(fill.plan_id)
@@ -162,6 +179,7 @@ def reconcile(
             continue
         total = one.filled_qty + fill.qty
         above += total > one.qty * (1.0 + TOLERANCE)
+        elsewhere += not one.is_own
         ended = one.is_outstanding
         done += ended
         stage, ended_us = (Stage.CONSUMED, now_us) if ended else (one.stage, one.ended_us)
@@ -178,6 +196,7 @@ def reconcile(
         c.without_permit + without,
         c.above_permit + above,
         c.fills + n_fills,
+        c.elsewhere + elsewhere,
     )
     return Reconciled(_remembered(known, now_us), counts)
 
@@ -185,7 +204,9 @@ def reconcile(
 def _remembered(known: Mapping[str, Known], now_us: int) -> dict[str, Known]:
     """All that are outstanding, and of the others the latest."""
     ended = [p for p, one in known.items() if not one.is_outstanding and now_us < one.ended_us + REMEMBERED_S * US]
-    kept = set(ended)
     if len(ended) > REMEMBERED_MAX:
-        kept = set(sorted(ended, key=lambda p: (known[p].ended_us, p))[-REMEMBERED_MAX:])
+        ended.sort(key=lambda p: (known[p].ended_us, p), reverse=True)
+        just = sum(now_us < known[p].ended_us + JUST_ENDED_S * US for p in ended)
+        ended = ended[: min(max(REMEMBERED_MAX, just), KNOWN_MAX)]
+    kept = set(ended)
     return {p: one for p, one in known.items() if one.is_outstanding or p in kept}

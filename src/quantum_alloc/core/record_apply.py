@@ -21,8 +21,13 @@ from quantum_alloc.core.plan import Side
 from quantum_alloc.core.reading import Fresh, Reading, Reason, Unusable, age_s
 
 
-def _held(held: Held) -> list[float]:
-    return [held.qty, held.entry_price_usd, held.opened_us, held.next_open_us]
+def _held(h: Held) -> list[Any]:
+    return [h.qty, h.entry_price_usd, h.opened_us, h.next_open_us, h.last_fill_us, h.opens_us]
+
+
+def _read_held(told: list[Any]) -> Held:
+    qty, entry, opened_us, next_open_us, last_us, opens_us = told
+    return Held(qty, entry, opened_us, next_open_us, last_us, tuple(opens_us))
 
 
 def _inputs_json(i: ApplyInputs) -> str:
@@ -31,7 +36,7 @@ def _inputs_json(i: ApplyInputs) -> str:
     if t is not None:
         side = None if t.side is None else t.side.value
         terms = [t.qty, t.notional_usd, side, t.reduce_only, t.apply_mode, t.dry_run, t.downsizes, t.factor]
-        terms += [t.extra_cooldown_s, t.decision_id]
+        terms += [t.extra_cooldown_s, t.decision_id, t.limits]
     told: dict[str, Any] = {
         "now_us": i.now_us,
         "until_us": i.until_us,
@@ -108,8 +113,11 @@ def apply_inputs(record: Fields) -> ApplyInputs:
     told = json.loads(record["inputs"])
     terms = None
     if told["terms"] is not None:
-        qty, usd, side, *others = told["terms"]
-        terms = Terms(qty, usd, None if side is None else Side(side), *others)
+        qty, usd, side, reduces, mode, dry_run, downsizes, factor, extra_s, decision_id, limits = told["terms"]
+        of = None if side is None else Side(side)
+        cooldown_s, burst, hour = limits
+        three = (cooldown_s, burst, hour)
+        terms = Terms(qty, usd, of, reduces, mode, dry_run, downsizes, factor, extra_s, decision_id, three)
     return ApplyInputs(
         record["plan_id"],
         record["symbol"],
@@ -117,7 +125,7 @@ def apply_inputs(record: Fields) -> ApplyInputs:
         told["now_us"],
         told["until_us"],
         Kill(told["kill"]),
-        Held(*told["held"]),
+        _read_held(told["held"]),
         _price(told["price"], told["now_us"] / US),
         told["there"],
     )

@@ -344,8 +344,7 @@ def _apply(parts: Parts) -> tuple[AnyLoop, str]:
         simulated=simulated,
         once=parts.once,
     )
-    universe = apply.universe_of(LIVE, common.symbols, common.max_symbols)
-    cycle = apply.build(parts.store, parts.metrics, settings, universe)
+    cycle = apply.build(parts.store, parts.metrics, settings, apply.universe_of())
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
 
 

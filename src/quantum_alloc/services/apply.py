@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 
 from quantum_alloc.adapters import apply_wire as aw
 from quantum_alloc.adapters import codec, consume, wire
@@ -49,6 +50,12 @@ PAGE = 500
 BLOCK_S = 0.5
 BLOCK_LATE_S = 0.4
 AGAIN_S = 0.1
+OUTSTANDING_MAX = 4_000
+"""From so many permits on no more are taken up until some have ended."""
+LAST = 1 << 60
+"""Behind every number: a permit that is new in this cycle."""
+AHEAD_S = 5
+MOST_POSITIONS = 100_000
 HEAD = 6
 """Answers before those of the streams."""
 VAIN_CYCLES = 20
@@ -105,6 +112,7 @@ class Entries:
         paid_in_usd: one a transfer.
         positions: stream -> id of its last entry.
         is_more: whether there is more to read at once.
+        odd: PERMIT events of a time that has not come.
     """
 
     issued: tuple[tuple[str, Known], ...] = ()
@@ -113,6 +121,7 @@ class Entries:
     paid_in_usd: tuple[float, ...] = ()
     positions: Mapping[str, str] = field(default_factory=dict)
     is_more: bool = False
+    odd: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,8 @@ class Seen:
         loaded: the account as it stands.
         account: the account to go on from.
         entries: since the last ones.
-        raws: by plan id, the permits that are there.
+        looked: plan ids of the permits that were looked for.
+        raws: by plan id, those that are there.
         prices: by symbol.
         labels: regime, and cluster by symbol.
         rearmed: when the kill switch was last rearmed, as it stands; empty for never.
@@ -139,6 +149,7 @@ class Seen:
     loaded: aw.Loaded
     account: aw.Account
     entries: Entries
+    looked: frozenset[str]
     raws: Mapping[str, bytes]
     prices: Mapping[str, Reading[float]]
     labels: tuple[str, Mapping[str, str]]
@@ -185,6 +196,9 @@ def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], at
         is_late = one.stage is Stage.EXPIRED and one.ended_us == now_us and plan_id in waited
         if one.stage is not Stage.WAITING and not is_late:
             continue
+        if plan_id not in seen.looked and not is_late:
+            waiting += 1
+            continue
         inputs = _inputs(plan_id, one, seen, keys, held.get(one.symbol, FLAT))
         made = attempt(one.symbol, partial(apply_permit, inputs, params))
         if made is None or made.fate is Fate.WAITS:
@@ -200,7 +214,7 @@ def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], at
             held[one.symbol] = made.held
             balance = made.trade.balance_usd(balance)
             realised, fees = realised + (made.trade.pnl_usd or 0.0), fees + made.trade.fee_usd
-    after = reconcile(Reconciled(permits, known.counts), now_us, consumed=taken)
+    after = reconcile(Reconciled(permits, known.counts), now_us, taken=taken)
     account = aw.Account(
         before.revision, before.streams, {**before.positions, **e.positions}, balance, paid_in, realised, fees, held,
         after,
@@ -231,6 +245,8 @@ class Applier:
         self._is_more = False
         self._without = -1
         self._vain = 0
+        self._batch = PAGE
+        self._has_held = self._is_negative = False
         self._spoiled: dict[str, float] = {}
         self._said: set[str] = set()
 
@@ -247,6 +263,7 @@ class Applier:
             if loaded.trouble:
                 key = self._set.names.apply_state
                 raise StoreError("other", f"the account {key} cannot be read: {loaded.trouble}: mend it, or delete it")
+            self._has_held = self._has_held or loaded.account is not None
             account = loaded.account or opened
             if account is None:
                 account = opened = self._opened(now_us, now)
@@ -314,8 +331,13 @@ class Applier:
                 raise StoreError("other", text)
             if qty != 0.0 and entry is not None:
                 held[symbol] = Held(qty, entry, now_us)
-        if held or known is not None:
-            log.warning("the account is opened with %s USD and %d positions that were there", number(usd), len(held))
+        told_of = "that was there" if known is not None else "of QA_PAPER_EQUITY_USD"
+        log.warning(
+            "the account is opened with a balance %s, %s USD, and %d positions", told_of, number(usd), len(held)
+        )
+        if self._has_held:
+            log.error("the account that was held so far is gone from the server: this one is another")
+            self._has_held = False
         first = {name: self._first_id(name, now_us) for name in aw.STREAMS}
         return aw.Account(0, s.streams, first, usd, usd, held=held)
 
@@ -328,9 +350,13 @@ class Applier:
 
     def _seen(self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int) -> Seen:
         s, k = self._set, self._set.names
-        entries = _entries(head[HEAD:], self._set.streams) if len(head) > HEAD else Entries()
+        entries = _entries(head[HEAD:], self._set.streams, now_us) if len(head) > HEAD else Entries()
+        if sum(one.is_outstanding for one in account.permits.permits.values()) >= OUTSTANDING_MAX:
+            held_back = {name: at for name, at in entries.positions.items() if name != "events"}
+            entries = replace(entries, issued=(), positions=held_back, is_more=False)
         waiting = {p: one for p, one in account.permits.permits.items() if one.stage is Stage.WAITING}
         waiting.update((p, one) for p, one in entries.issued if one.stage is Stage.WAITING and p not in waiting)
+        waiting = dict(islice(sorted(waiting.items(), key=lambda pair: (pair[1].number or LAST, pair[0])), self._batch))
         symbols = sorted({*account.held, *(one.symbol for one in waiting.values())})
         commands: list[Command] = [wire.newest(k.stream("regime.state"))]
         size = head[4]
@@ -353,6 +379,7 @@ class Applier:
         )
         return Seen(
             now_us, basis, kill, loaded, account, entries,
+            frozenset(waiting),
             {p: raw for p, raw in zip(waiting, raws, strict=True) if isinstance(raw, bytes)},
             {n: wire.decode(gw.MARKET, r, now, stale_s) for n, r in zip(symbols, markets, strict=True)},
             (regime.value.name if isinstance(regime, Fresh) else "", clusters),
@@ -390,6 +417,10 @@ class Applier:
         # what was just reported is read at once, so that it is reconciled
         self._is_more = (seen.entries.is_more or bool(made.ended)) and not self._refused
         self._vain = self._vain + 1 if self._refused else 0
+        if self._refused == "old":
+            self._batch = max(1, self._batch // 2)
+        elif not self._refused:
+            self._batch = min(2 * self._batch, PAGE)
         self._is_idle = not (self._refused or made.waiting or self._is_more)
 
     def _latch(self, seen: Seen) -> None:
@@ -442,8 +473,13 @@ class Applier:
         if self._refused:
             m.add("quantum_alloc_apply_refused_total", self._refused)
             return Told("")
+        for usd in seen.entries.paid_in_usd:
+            log.warning("%s USD are paid into the account: the balance is %s USD", number(usd), number(a.balance_usd))
         for done in made.ended:
             m.add("quantum_alloc_apply_results_total", done.fate.value, done.reason.value)
+            if done.fate is Fate.REFUSED:
+                who = done.inputs.plan_id, done.inputs.symbol
+                log.warning("the permit of plan %s of %s is refused: %s", *who, done.reason.value)
             if done.trade is not None:
                 symbol = done.inputs.symbol
                 m.add("quantum_alloc_fills_total", symbol, "BUY" if done.trade.qty > 0.0 else "SELL")
@@ -464,7 +500,9 @@ class Applier:
         m.set("quantum_alloc_fees_usd", a.fees_usd)
         m.set("quantum_alloc_permits_waiting", waiting)
         m.set("quantum_alloc_permits_outstanding", c.outstanding)
+        m.add("quantum_alloc_permit_events_odd_total", amount=seen.entries.odd)
         for name, total in (
+            ("quantum_alloc_fills_elsewhere_total", c.elsewhere),
             ("quantum_alloc_permits_issued_total", c.issued),
             ("quantum_alloc_permits_consumed_total", c.consumed),
             ("quantum_alloc_permits_expired_total", c.expired),
@@ -474,13 +512,16 @@ class Applier:
             m.add(name, amount=max(0.0, total - m.value(name)))
         marks = {s: h.qty * p.value for s, h in a.held.items() if isinstance(p := seen.prices.get(s), Fresh)}
         m.replace("quantum_alloc_position_usd", marks)
-        wrong = c.without_permit + c.above_permit
+        wrong = c.without_permit + c.above_permit + c.elsewhere
         if wrong > max(self._without, 0):
             log.error(
-                "%d fills without a permit and %d above their permit are on record: see 'quantum-alloc status'",
-                c.without_permit, c.above_permit,
+                "%d fills without a permit, %d above theirs, %d not in the account: see 'quantum-alloc status'",
+                c.without_permit, c.above_permit, c.elsewhere,
             )  # fmt: skip
         self._without = wrong
+        if (a.balance_usd < 0.0) != self._is_negative:
+            self._is_negative = not self._is_negative
+            log.warning("the balance is %s", "below 0" if self._is_negative else "above 0 again")
 
     @property
     def has_more(self) -> bool:
@@ -492,7 +533,7 @@ class Applier:
         return 0.0 if self._is_idle or self._is_more else AGAIN_S
 
 
-def _entries(replies: Sequence[Reply], streams: Sequence[str]) -> Entries:
+def _entries(replies: Sequence[Reply], streams: Sequence[str], now_us: int) -> Entries:
     pages = []
     for stream, reply in zip(streams, replies, strict=True):
         if isinstance(reply, Failed) or not isinstance(reply, list):
@@ -500,13 +541,16 @@ def _entries(replies: Sequence[Reply], streams: Sequence[str]) -> Entries:
         pages.append(reply)
     events, results, fills, transfers = pages
     positions = {n: ids[-1] for n, page in zip(aw.STREAMS, pages, strict=True) if (ids := aw.ids_of(page))}
+    told = [p for e in events if (p := aw.permit_event(e)) is not None]
+    issued = tuple(p for p in told if p[1].until_us <= now_us + (aw.PERMIT_LIFE_S + AHEAD_S) * US)
     return Entries(
-        tuple(p for e in events if (p := aw.permit_event(e)) is not None),
+        issued,
         tuple(c for e in results if (c := aw.consumed_by(e)) is not None),
-        tuple(f for e in fills if (f := aw.fill_of(e)) is not None),
+        tuple(map(aw.fill_of, fills)),
         tuple(aw.transfer_usd(e) for e in transfers),
         positions,
         any(len(page) >= PAGE for page in pages),
+        len(told) - len(issued),
     )
 
 
@@ -588,8 +632,8 @@ def build(store: Store, metrics: Metrics, settings: Set, universe: Universe) -> 
     )
 
 
-def universe_of(keys: Keys = LIVE, fixed: tuple[str, ...] = (), limit: int = 10_000) -> Universe:
-    """Symbols with a position."""
-    found = Universe(keys, (keys.position(""),), fixed, limit)
+def universe_of(keys: Keys = LIVE) -> Universe:
+    """Every symbol with a position, whatever universe the services are given: an account takes all of them over."""
+    found = Universe(keys, (keys.position(""),), (), MOST_POSITIONS)
     found.whole = True
     return found

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from quantum_alloc.core import ApplyMode, ApplyParams, GovernorParams
+from quantum_alloc.core import ApplyMode, ApplyParams
 from quantum_alloc.services.service_options import EXECUTION_STREAM, port_var, stream_var
 from quantum_alloc.services.settings import var
 
 _A = ApplyParams()
-_G = GovernorParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +30,6 @@ class ApplyOptions:
         "PAPER_FEE_BPS", _A.fee_bps, unit="hundredths of a percent", lo=0, hi=1000, help="Fee of a fill."
     )
     apply_downsize: bool = var("P31_APPLY_DOWNSIZE", False, help="Apply the downsize hint of a permit to opens.")
-    symbol_cooldown_s: int = var(
-        "GOV_SYMBOL_COOLDOWN_SECONDS",
-        _G.symbol_cooldown_s,
-        unit="seconds",
-        lo=0,
-        hi=86_400,
-        help="The governor's cooldown, to which that of an applied hint is added.",
-    )
     paper_equity_usd: float = var(
         "QA_PAPER_EQUITY_USD", 100_000.0, unit="USD", above=0, hi=1e12, help="Balance that a new account starts with."
     )
@@ -74,4 +65,4 @@ class ApplyOptions:
 
     def params(self) -> ApplyParams:
         """The numbers of the apply layer."""
-        return ApplyParams(self.apply_mode.value, self.fee_bps, self.apply_downsize, self.symbol_cooldown_s)
+        return ApplyParams(self.apply_mode.value, self.fee_bps, self.apply_downsize)

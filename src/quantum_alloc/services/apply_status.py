@@ -34,7 +34,6 @@ def state(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
         "positions": sum(h.qty != 0.0 for h in a.held.values()),
     }
     c = a.permits.counts
-    is_wrong = c.without_permit + c.above_permit > 0
     permits = {
         "permits": c.issued,
         "consumed": c.consumed,
@@ -43,6 +42,7 @@ def state(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
         "fills": c.fills,
         "without permit": c.without_permit,
         "above permit": c.above_permit,
-        "reconciled": ALARM if is_wrong else "ok",
+        "not in account": c.elsewhere,
+        "reconciled": ALARM if c.is_wrong else "ok",
     }
     return account, permits

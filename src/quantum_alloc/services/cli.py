@@ -194,10 +194,11 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logs.set_up("WARNING", "plain")
-    for warning in demo.settings_of(plan, environ).warnings:
+    settings = demo.settings_of(plan, environ)
+    for warning in settings.warnings:
         app.log.warning("%s", warning)
     if args.format == "table":
-        print(demo_view.profile(demo.profile_of(environ)), flush=True)
+        print(demo_view.profile(demo.profile_of(settings)), flush=True)
     server = EmbeddedServer(outlive=args.keep)
     kept = 0
     try:
@@ -212,6 +213,7 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {kept})",
                 f"Try: redis-cli -s {server.socket} hgetall quantum:allocation:target:{outcome.symbols[0]}",
                 f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
+                "     export STATE_DIRECTORY=$(mktemp -d)   (before you run a governor on it)",
                 f"     quantum-alloc explain {outcome.symbols[0]}   (in the virtual environment: . .venv/bin/activate)",
             ]
         if args.report is not None:
@@ -234,6 +236,8 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _writable(path: Path) -> None:
     """Refuse a report that could not be written, before the run and not after it."""
+    if path.suffix not in (".html", ".htm"):
+        raise Mistake(f"{path} is no page: name a file that ends in .html")
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise Mistake(f"{path} cannot be written: name a file in a directory that may be written to")
 

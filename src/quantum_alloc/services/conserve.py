@@ -5,6 +5,8 @@
     permits     issued = consumed + expired + outstanding, as counted and as recounted from the streams
     fills       each has its permit, takes no more than that, and is the only one of it
     limits      no window, cooldown, notional or number of positions was exceeded, as computed from the fills
+    value       each portfolio record is what fills and candles come to; each fill is at the close of its bar
+    kill        nothing is filled during a halt, and no open while only what reduces is permitted
     records     every decision, verdict and fate of a permit is made again bit for bit
 
 The checks look at records and at the account alone, and not at what services remember.
@@ -70,8 +72,14 @@ def money(records: Records, account: Account) -> Check:
         balance, open_pnl, equity = (float(state[n]) for n in ("balance_usd", "unrealized_pnl_usd", "equity_usd"))
         if balance + open_pnl != equity:
             return Check(name, False, f"at {state['timestamp']}: {balance!r} + {open_pnl!r} is not {equity!r}")
-    paid = f"{account.paid_in_usd:,.2f} paid in, {pnl:+,.2f} realised, {-fees:+,.2f} fees"
-    return Check(name, True, f"{account.balance_usd:,.2f} USD = {paid}; {len(records.portfolio):,} portfolio records")
+    paid = f"balance {account.balance_usd:,.2f} USD = {account.paid_in_usd:,.2f} paid in {pnl:+,.2f} realised"
+    last = ""
+    if records.portfolio:
+        balance, open_pnl, equity = (
+            records.portfolio[-1][n] for n in ("balance_usd", "unrealized_pnl_usd", "equity_usd")
+        )
+        last = f"; at the last bar {float(balance):,.2f} {float(open_pnl):+,.2f} unrealised = {float(equity):,.2f}"
+    return Check(name, True, f"{paid} {-fees:+,.2f} fees{last}")
 
 
 def positions(records: Records, account: Account) -> Check:
@@ -130,8 +138,11 @@ def fills(records: Records, account: Account) -> Check:
         most_usd = float(permit["computed_notional"]) if permit["movement"] == "open" else math.inf
         if qty > float(permit["computed_qty"]) * (1.0 + TOLERANCE) or qty * _amount(e, "price") > most_usd:
             return Check(name, False, f"{plan_id} of {symbol}: {qty!r} is more than its permit")
-    if c.without_permit or c.above_permit:
-        return Check(name, False, f"{c.without_permit} without a permit and {c.above_permit} above theirs were counted")
+    if c.is_wrong:
+        counted = (
+            f"{c.without_permit} without a permit, {c.above_permit} above theirs, {c.elsewhere} not in the account"
+        )
+        return Check(name, False, f"{counted} were counted")
     return Check(name, True, f"{len(seen):,} fills, none above its permit")
 
 
@@ -180,6 +191,83 @@ class Recomputer:
         )
 
 
+class Valuer:
+    """The account from fills and candles alone, bar by bar, against the portfolio on record."""
+
+    def __init__(self, balance_usd: float) -> None:
+        """An account without positions.
+
+        Args:
+            balance_usd: that it is opened with.
+        """
+        self._balance, self._paid = balance_usd, 0.0
+        self._qty = defaultdict[str, float](float)
+        self._marks: dict[str, float] = {}
+        self._done = 0
+        self._wrong = ""
+
+    def look(self, records: Records, closes: Mapping[str, float]) -> None:
+        """One bar: the portfolio is published before anything is filled.
+
+        Args:
+            records: of the bar.
+            closes: by symbol.
+        """
+        self._balance += self._paid
+        self._marks.update(closes)
+        value = math.fsum(qty * self._marks[s] for s, qty in self._qty.items() if qty)
+        for state in records.portfolio:
+            self._done += 1
+            equity = float(state["equity_usd"])
+            if not _near(equity, self._balance + value):
+                self._note(
+                    f"at {state['timestamp']}: equity {equity!r}, by fills and candles {self._balance + value!r}"
+                )
+        for e in records.executions:
+            symbol, price = e.get("symbol", ""), _amount(e, "price")
+            if price != self._marks.get(symbol):
+                self._note(
+                    f"{e.get('plan_id', '')} of {symbol}: filled at {price!r}, the close is {closes.get(symbol)!r}"
+                )
+            qty = _amount(e, "filled_qty") * (1.0 if e.get("side") == "BUY" else -1.0)
+            self._qty[symbol] += qty
+            self._balance -= qty * price + _amount(e, "fee_usd")
+            self._marks.setdefault(symbol, price)
+        self._paid = math.fsum(_amount(t, "usd") for t in records.transfers)
+
+    def _note(self, what: str) -> None:
+        self._wrong = self._wrong or what
+
+    @property
+    def check(self) -> Check:
+        """What came of it."""
+        told = self._wrong or f"{self._done:,} portfolio records, every fill at the close of its bar"
+        return Check("equity by fills and candles", not self._wrong, told)
+
+
+def kills(records: Records, _: Account) -> Check:
+    """Nothing is filled during a halt, and no open while only what reduces is permitted.
+
+    Args:
+        records: of the run.
+    """
+    name, halted, reduced = "the kill switch holds", False, False
+    changes = [e for e in records.events if e.get("event") in ("KILL", "REARM", "AUTO_DISARM")]
+    fills = [e for e in records.results if e.get("executed") == "true"]
+    at, n = 0, 0
+    opens = {p for p, e in _permits(records).items() if e.get("movement") == "open"}
+    for fill in fills:
+        while at < len(changes) and int(changes[at]["timestamp"]) <= int(fill["timestamp"]):
+            event, reason = changes[at]["event"], changes[at].get("reason", "")
+            halted = (halted or reason in ("halt", "latched")) and event != "REARM"
+            reduced = event == "AUTO_DISARM" or (reduced and event != "KILL") or reason == "reduce"
+            at, n = at + 1, n + 1
+        if halted or (reduced and fill["plan_id"] in opens):
+            state = "a halt" if halted else "REDUCE_ONLY"
+            return Check(name, False, f"{fill['plan_id']} of {fill['symbol']} was filled during {state}")
+    return Check(name, True, f"{len(changes)} changes of it, {len(fills):,} fills")
+
+
 def limits(records: Records, params: GovernorParams) -> Check:
     """No limit of opens was exceeded, as computed from the fills.
 
@@ -189,6 +277,7 @@ def limits(records: Records, params: GovernorParams) -> Check:
     """
     name, p = "no limit exceeded by the fills", params
     held, opens = defaultdict[str, float](float), defaultdict[str, list[int]](list)
+    closes = defaultdict[str, list[int]](list)
     last = dict[str, int]()
     bars = sorted((int(s["timestamp"]), float(s["positions_notional_usd"])) for s in records.portfolio)
     at, added, before = -1, 0.0, 0.0
@@ -202,6 +291,10 @@ def limits(records: Records, params: GovernorParams) -> Check:
         was, held[symbol] = held[symbol], after
         if not is_open:
             last[symbol] = now_us
+            closes[symbol] = times = [*closes[symbol], now_us]
+            hour, burst = _within(times, HOUR_S), _within(times, BURST_S)
+            if hour > p.max_close_per_hour or burst > p.max_close_per_5min:
+                return Check(name, False, f"{e['plan_id']} of {symbol}: {hour} closes in an hour, {burst} in 5 minutes")
             continue
         added += usd
         times = [*opens[symbol], now_us]
@@ -242,4 +335,5 @@ def checks(records: Records, account: Account, params: GovernorParams) -> tuple[
         permits(records, account),
         fills(records, account),
         limits(records, params),
+        kills(records, account),
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Event
 
 from quantum_alloc.adapters.apply_wire import Account, decode_state
-from quantum_alloc.adapters.candles import Step
+from quantum_alloc.adapters.candles import CandleError, Step
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.effects import Failed, Group, HashSet, Reply
 from quantum_alloc.adapters.embedded import EmbeddedServer
@@ -39,6 +39,8 @@ from quantum_alloc.services.options import (
     Settings,
     load,
 )
+from quantum_alloc.services.settings import variables
+from quantum_alloc.services.values import render
 
 NOT_FROM_OUTSIDE = (
     "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD_FILE", "CREDENTIALS_DIRECTORY",
@@ -59,6 +61,8 @@ JOURNEY = (
 )  # fmt: skip
 """The services of a bar: marks first, and fills last."""
 BY_EVENT = ("governor", "apply")
+HELD_BACK = ("paced", "unanswered", "held_other_way", "no_room", "no_target")
+"""Why the desk proposes nothing although a rule of its strategy would; see ``core.desk``."""
 Crash = Callable[[int, str], str]
 """Bar and service to ``before`` or ``after``, where it is to crash at its write, else nothing."""
 
@@ -192,6 +196,7 @@ class Outcome:
         proposals: by reason.
         profile: what it ran with.
         account: the paper account at the end.
+        held_back: by reason, how often the desk proposed nothing although it wanted to.
         drill: what the drill did, a line each.
         checks: what must hold, and whether it does.
         records: what a report needs.
@@ -206,6 +211,7 @@ class Outcome:
     proposals: Mapping[str, int]
     profile: Mapping[str, str]
     account: Account
+    held_back: Mapping[str, int]
     drill: tuple[str, ...]
     checks: tuple[Check, ...]
     records: Records
@@ -217,13 +223,19 @@ class Outcome:
         return all(check.ok for check in self.checks)
 
 
-def profile_of(environ: Mapping[str, str]) -> dict[str, str]:
+def profile_of(settings: Settings) -> dict[str, str]:
     """What the demo runs with, by variable.
 
     Args:
-        environ: the process' environment, which counts where it says anything.
+        settings: of the demo: the environment counts where it says anything.
     """
-    return {name: environ.get(name, "").strip() or text for name, text in PROFILE.items()}
+    found = {
+        v.spec.env: render(getattr(group, v.field))
+        for group in settings.services.values()
+        for v in variables(type(group))
+    }
+    others = sorted(settings.given & found.keys() - PROFILE.keys() - OWN.keys() - {"QA_FEED_SEED", "QA_FEED_STRICT"})
+    return {name: found[name] for name in (*PROFILE, *others)}
 
 
 def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None = None) -> Settings:
@@ -352,12 +364,15 @@ def drive(
         results=settings.of(ApplyOptions).results_stream,
         executions=settings.of(ApplyOptions).execution_stream,
     )
-    watch = Watch(tap, streams, series=plan.report)
+    watch = Watch(tap, streams, settings.of(ApplyOptions).paper_equity_usd, series=plan.report)
     services = Services(settings, tap, clock, source, market)
     where = drill.Where(streams.plans, streams.events, settings.common.stream_maxlen)
     drilled = None
     if plan.drill and plan.bars is not None:
-        drilled = drill.Drill(tap, where, market.symbols, plan.bars, market.bar_s)
+        there = plan.bars if market.candles is None else sum(1 for _ in islice(market.candles.steps, plan.bars))
+        if there < drill.BARS_MIN:
+            raise CandleError(f"--drill needs {drill.BARS_MIN} bars at least: the candles have {there}")
+        drilled = drill.Drill(tap, where, market.symbols, there, market.bar_s)
     try:
         progress = _walk(plan, market, clock, source, services, watch, tap, drilled, stop, show, crash)
         loaded = decode_state(tap.read([("HGETALL", LIVE.apply_state)])[0])
@@ -366,6 +381,7 @@ def drive(
         tap.close()
     account = loaded.account or Account()
     made, kept = services.metrics, watch.kept
+    quiet = _by_label(made["desk"], "quantum_alloc_desk_quiet_total")
     return Outcome(
         progress=progress,
         symbols=market.symbols,
@@ -376,10 +392,19 @@ def drive(
         },
         executions=_by_label(made["attribution"], "quantum_alloc_execution_entries_total"),
         proposals=_by_label(made["proposer"], "p29_shadow_proposed_total"),
-        profile=profile_of(environ),
+        profile=profile_of(settings),
         account=account,
+        held_back={
+            name: n
+            for name, n in _by_label(made["desk"], "quantum_alloc_desk_quiet_total").items()
+            if name in HELD_BACK
+        },
         drill=() if drilled is None else tuple(drilled.said),
-        checks=(*checks(kept, account, settings.of(GovernorOptions).params()), watch.recomputer.check),
+        checks=(
+            *checks(kept, account, settings.of(GovernorOptions).params()),
+            watch.valuer.check,
+            watch.recomputer.check,
+        ),
         records=kept,
         sha256=watch.sha256,
     )
@@ -415,13 +440,13 @@ def _walk(
             services.run(name, crash(progress.bars + 1, name))
         progress.bars += 1
         progress.now = now
-        progress.see(watch.look())
+        progress.see(watch.look({c.symbol: c.close for c in step.candles}))
         progress.clusters = watch.clusters
         show(progress)
         if plan.speed is not None:
             stop.wait(market.bar_s / plan.speed)
     services.run("apply")  # it reads its own last results
-    progress.see(watch.look())
+    progress.see(watch.look({}))
     return progress
 
 

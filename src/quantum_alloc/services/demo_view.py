@@ -225,11 +225,12 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
         f"{p.cycles:,} allocation cycles, {p.targets:,} targets",
         "candles: " + ", ".join(f"{name} {n:,}" for name, n in sorted(c.items()) if n),
         *verdicts(p.tally),
+        "desk held back: " + _counted(outcome.held_back),
         f"account: balance {a.balance_usd:,.2f} USD, paid in {a.paid_in_usd:,.2f}, realised {a.realised_usd:+,.2f}, "
         f"fees {a.fees_usd:,.2f}",
         f"reconciled: issued {counts.issued:,} = consumed {counts.consumed:,} + expired {counts.expired:,} "
         f"+ outstanding {counts.outstanding:,}; fills without a permit {counts.without_permit:,}, above theirs "
-        f"{counts.above_permit:,}",
+        f"{counts.above_permit:,}, not in the account {counts.elsewhere:,}",
         "executions: " + (", ".join(f"{name} {n:,}" for name, n in outcome.executions.items()) or "none"),
         "proposals: " + (", ".join(f"{name} {n:,}" for name, n in outcome.proposals.items()) or "none"),
         *(f"drill: {line}" for line in outcome.drill),
@@ -266,6 +267,7 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "fates": dict(p.tally.fates),
         "opens": p.tally.opens,
         "closes": p.tally.closes,
+        "held_back": dict(outcome.held_back),
         "account": {
             "balance_usd": outcome.account.balance_usd,
             "paid_in_usd": outcome.account.paid_in_usd,
@@ -313,6 +315,8 @@ def write_report(path: Path, outcome: Outcome, source: str) -> float:
         ("to", f"{moment(p.now)} UTC"),
         ("candles", source),
         *outcome.profile.items(),
+        ("paid in", f"{outcome.account.paid_in_usd:,.2f} USD in all; what is paid out is no loss, but draws down"),
+        *(("drill", line) for line in outcome.drill),
         ("records sha256", outcome.sha256),
     ]
     page = report.page(outcome.records, facts, [(c.name, c.ok, c.detail) for c in outcome.checks])

@@ -17,7 +17,7 @@ from quantum_alloc.adapters.effects import Reply
 from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.run_records import Entry, Records, Streams
 from quantum_alloc.adapters.store import Store
-from quantum_alloc.services.conserve import Recomputer
+from quantum_alloc.services.conserve import Recomputer, Valuer
 
 KEPT_WHOLE = ("portfolio", "executions", "transfers", "plans")
 SERIES: Mapping[str, frozenset[str]] = {
@@ -87,12 +87,13 @@ class Tally:
 class Watch:
     """Reads what is new after every bar."""
 
-    def __init__(self, store: Store, streams: Streams, *, series: bool) -> None:
+    def __init__(self, store: Store, streams: Streams, balance_usd: float, *, series: bool) -> None:
         """Begin at the beginning.
 
         Args:
             store: a connection.
             streams: their names.
+            balance_usd: that the account is opened with.
             series: whether what a report needs is kept.
         """
         self._store, self._streams = store, streams
@@ -102,10 +103,14 @@ class Watch:
         self._digest = hashlib.sha256()
         self._map: Mapping[str, str] = {}
         self.recomputer = Recomputer()
+        self.valuer = Valuer(balance_usd)
         self.tally = Tally()
 
-    def look(self) -> Records:
+    def look(self, closes: Mapping[str, float]) -> Records:
         """The records since the last look.
+
+        Args:
+            closes: of the bar, by symbol.
 
         Raises:
             StoreError: the server does not answer.
@@ -124,6 +129,7 @@ class Watch:
                 self._digest.update(json.dumps(dict(entry), sort_keys=True).encode())
         self._clusters(clusters)
         self.recomputer.look(records)
+        self.valuer.look(records, closes)
         self.tally.add(records)
         self._keep(found)
         return records

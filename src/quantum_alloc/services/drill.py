@@ -88,9 +88,10 @@ class Drill:
         """
         self._at_burst(bar, now)
         if bar == self._kill:
-            self._switch("halt", now, "a halt, and closes are blocked too")
+            self._switch("halt", now)
+            self.said.append(f"bar {bar}: kill halt, and closes are blocked too")
         if bar == self._kill + HALT_BARS:
-            self._switch("off", now, "")
+            self._switch("off", now)
             moved = kill_switch.rearm(
                 self._store, BY, "the drill is over", events=self._where.events, maxlen=self._where.maxlen,
                 now_us=round(now * US),
@@ -115,16 +116,14 @@ class Drill:
             if since == 0:
                 self._open("drill-burst-again", self._symbol, BURST_USD, now)
         if self._off_at and bar == self._off_at:
-            self._switch("off", now, "")
+            self._switch("off", now)
             self.said.append(f"bar {bar}: kill off")
 
-    def _switch(self, word: str, now: float, why: str) -> None:
+    def _switch(self, word: str, now: float) -> None:
         kill_switch.set_to(
-            self._store, word, BY, why or "the drill goes on", events=self._where.events, maxlen=self._where.maxlen,
+            self._store, word, BY, "the drill", events=self._where.events, maxlen=self._where.maxlen,
             now_us=round(now * US),
         )  # fmt: skip
-        if why:
-            self.said.append(f"kill {word}: {why}")
 
     def _pay_out(self, bar: int, now: float) -> None:
         equity = _number(self._store.read([("HGET", LIVE.portfolio, "equity_usd")])[0])

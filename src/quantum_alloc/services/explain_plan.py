@@ -47,9 +47,8 @@ def explain(store: Store, stream: str, plans: str, plan_id: str, now: float, res
         if f.get("plan_id") != plan_id:
             continue
         if f.get("event") in VERDICTS:
-            told = _permit(store, plan_id)
-            if f.get("event") == "PERMIT" and not told and results:
-                told = _fate(store, results, plan_id)
+            told = _fate(store, results, plan_id) if f.get("event") == "PERMIT" and results else ""
+            told = told or _permit(store, plan_id)
             return verdict(f, now, tuple(later), told)
         if f.get("event") in ("REPLAY", "CONFLICT"):
             later.append(f)

@@ -2,7 +2,8 @@
 
 A ``Source`` hands out one step of candles at a time. Everything is stamped with the clock: the machine's, or in the
 demo the close of the candle. As soon as an apply layer holds the account, the book here is at rest. A feed that starts
-again takes up its tapes from the bars that it has written. Between two bars the market states and positions of the
+again takes up its tapes from the bars that it has written, where those come before its candles: in the demo, and not
+where old candles are replayed at the wall clock's pace. Between two bars the market states and positions of the
 symbols whose candles still come are written again every 10 s, so that they stay fresh; a symbol that has ended is left
 to grow old.
 """
@@ -16,7 +17,7 @@ from typing import Protocol
 
 from quantum_alloc.adapters.bars import decode_bar
 from quantum_alloc.adapters.candles import Candle, Step, is_gap
-from quantum_alloc.adapters.effects import Effect, Group, HashSet, Reply, StreamAdd, in_groups
+from quantum_alloc.adapters.effects import Command, Effect, Group, HashSet, Reply, StreamAdd, in_groups
 from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
@@ -254,9 +255,12 @@ def build(
     told: list[bool] = []
 
     def read(now: float) -> Seen:
-        held = store.read([("EXISTS", to.keys.apply_state)])[0]  # trouble is met before a candle is taken
+        # trouble is met before a candle is taken; an account that is opened in between refuses this cycle's write
+        first: list[Command] = [("UNWATCH",), *([("WATCH", to.keys.apply_state)] if paper and not told else [])]
+        held = store.read([*first, ("EXISTS", to.keys.apply_state)])[-1]
         if paper and held and not told:
             told.append(True)
+            store.read([("UNWATCH",)])
             log.warning("the apply layer holds the account: the paper book of the feed is at rest")
         step = source.take(now)
         new = [c for c in step.candles if c.symbol not in looked] if step is not None else []

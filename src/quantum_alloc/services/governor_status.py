@@ -56,8 +56,8 @@ def state(store: Store) -> dict[str, Any]:
         "latched": is_latched,
         "by": _text(told[2]) if is_latched else None,
         "why": _text(told[3]) if is_latched else None,
-        "outstanding": "unreadable" if outstanding is None else len(outstanding),
-        "outstanding_usd": None if outstanding is None else sum(o.usd for o in outstanding),
+        "reserved opens": "unreadable" if outstanding is None else len(outstanding),
+        "reserved_usd": None if outstanding is None else sum(o.usd for o in outstanding),
     }
 
 

@@ -30,6 +30,7 @@ class Moved:
         trouble: empty, or why nothing was done.
         untold: keys that could not tell of it, and why.
         unlatched: empty, or why the latch could not be written at once.
+        error: what kept it from being told of, once the key was set; None for nothing.
         is_latched: whether a halt is latched now.
     """
 
@@ -37,6 +38,7 @@ class Moved:
     untold: tuple[tuple[str, Failed], ...] = ()
     unlatched: str = ""
     is_latched: bool = False
+    error: StoreError | None = None
 
 
 def _now_us(store: Store) -> int:
@@ -75,9 +77,19 @@ def set_to(
         keys: the names.
 
     Raises:
-        StoreError: the store did not answer.
+        StoreError: the key could not be set; trouble after that is in what is returned.
     """
     store.apply([(TextSet(keys.kill, word),)])  # alone and first
+    try:
+        return _told(store, word, by, why, events, maxlen, now_us, keys)
+    except StoreError as error:
+        return Moved(error=error)
+
+
+def _told(
+    store: Store, word: str, by: str, why: str, events: str, maxlen: int, now_us: int | None, keys: Keys
+) -> Moved:
+    """The latch and the event of a switch that is set."""
     at_us = _now_us(store) if now_us is None else now_us
     state = STATES[word]
     unlatched = _latch(store, events, maxlen, at_us, by, why, keys) if state is Kill.HALT else ""

@@ -79,6 +79,8 @@ def _kill(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         moved = kill_switch.set_to(store, args.state, by, args.why, events=events, maxlen=maxlen)
         state = kill_switch.STATES[args.state]
         print(f"The kill switch is {state.value}.")
+        if moved.error is not None:
+            raise moved.error
         if moved.unlatched:
             text = f"the halt is set; governors that see it latch it: {moved.unlatched}"
             print(f"quantum-alloc: {text}", file=sys.stderr)

@@ -184,6 +184,24 @@ def _distinct_ports(services: Sequence[ServiceOptions]) -> None:
         raise SettingsError(errors)
 
 
+def _distinct_streams(groups: Sequence[object]) -> None:
+    """Refuse one stream for two purposes: what is written for one reader would be read by another."""
+    used: dict[str, str] = {}
+    errors = []
+    for group in groups:
+        for v in variables(type(group)):
+            name = getattr(group, v.field)
+            if not v.field.endswith("_stream") or used.get(name) == v.spec.env:
+                continue
+            if name in used:
+                errors.append(
+                    f"{v.spec.env}={name!r}: {used[name]} names it too: choose another stream for one of them"
+                )
+            used[name] = v.spec.env
+    if errors:
+        raise SettingsError(errors)
+
+
 def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = True) -> Settings:
     """Read the settings of services.
 
@@ -201,6 +219,7 @@ def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = T
     groups = {name: GROUPS[name] for name in names}
     several = together and len(groups) > 1
     loaded = read([RedisOptions, CommonOptions, *groups.values()], environ, known=KNOWN, several=several)
+    _distinct_streams([loaded.get(CommonOptions), *(loaded.get(group) for group in groups.values())])
     if together:
         _distinct_ports([loaded.get(group) for group in groups.values()])
     return Settings(

@@ -94,6 +94,7 @@ TAKEN_STREAMS = frozenset(
         "portfolio.state", "budget.violation", "regime.state", "alpha.attribution", "allocation.decision",
         "allocation.cycle", "execution.result", "execution.deadletter", "capital.efficiency.decision",
         "allocation.target.proposed", "apply.plan", "apply.plan.deadletter", "apply.result", "governor.events",
+        "account.transfer",
     )
 )  # fmt: skip
 """Streams of the contract: a setting may name its own default among them and no other."""

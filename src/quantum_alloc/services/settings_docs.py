@@ -40,8 +40,9 @@ def settings_page() -> str:
         lines += [_line(v) for v in variables(group)]
         lines.append("")
     later = sorted(CONTRACT_VARIABLES - {v.spec.env for _, group in groups for v in variables(group)})
-    lines += ["## Of later versions", "", "Accepted, and without effect in this version:", ""]
-    lines += [", ".join(f"`{name}`" for name in later) + ".", ""]
+    if later:
+        lines += ["## Of later versions", "", "Accepted, and without effect in this version:", ""]
+        lines += [", ".join(f"`{name}`" for name in later) + ".", ""]
     lines += ["## Retired", "", "Ignored, with a warning:", "", "| variable | why |", "|---|---|"]
     lines += [f"| `{name}` | {why} |" for name, why in sorted(RETIRED.items())]
     return "\n".join(lines)
