@@ -52,15 +52,21 @@ def test_a_permit_has_the_fields_of_the_contract() -> None:
     assert {n: told[n] for n in CONTRACT} == CONTRACT
     assert {n: type(told[n]) for n in CONTRACT} == {n: type(v) for n, v in CONTRACT.items()}
     own = {n: v for n, v in told.items() if n not in CONTRACT}
-    assert list(own)[-2:] == ["kid", "sig"]
+    assert list(own)[-3:] == ["limits", "kid", "sig"]
     assert own == {
         "plan_id": "p1", "movement": "open", "reduce_only": False, "side": "BUY", "eff_lane": "live",
         "apply_mode": "production", "dry_run": False, "decision_id": made.decision_id,
-        "config_hash": qa.config_hash(PARAMS), "kid": "2026b", "sig": own["sig"],
+        "config_hash": qa.config_hash(PARAMS), "limits": [60, 2, 3], "kid": "2026b", "sig": own["sig"],
     }  # fmt: skip
     assert len(own["sig"]) == 64
     bare = json.loads(permit_json(made, PARAMS))
     assert (bare["kid"], bare["sig"]) == ("", "")
+
+
+def test_a_permit_carries_the_limits_of_opens() -> None:
+    """Cooldown, opens in five minutes and in an hour, as the governor has them: fills are held against them too."""
+    params = replace(PARAMS, symbol_cooldown_s=7, max_exec_per_5min=5, max_exec_per_hour=11)
+    assert json.loads(permit_json(permit(params=params), params))["limits"] == [7, 5, 11]
 
 
 def test_a_permit_of_a_dry_run_says_so() -> None:

@@ -11,15 +11,15 @@ import pytest
 from quantum_alloc.core.account import FLAT, Held, Trade, fee, trade
 
 THEN, NOW = 1_769_577_000_000_000, 1_769_577_495_123_456
-LONG = Held(2.0, 100.0, THEN, 7)
-SHORT = Held(-2.0, 100.0, THEN, 7)
+LONG = Held(2.0, 100.0, THEN, 7, THEN + 1, (THEN - 5, THEN + 1))
+SHORT = replace(LONG, qty=-2.0)
 TINY, HUGE = 5e-324, 1e15
 
 # before, signed quantity, price -> after (quantity, entry, opened), realised; None where nothing was closed
 CASES: dict[str, tuple[Held, float, float, tuple[float, float, int], float | None]] = {
     "open long": (FLAT, 2.0, 100.0, (2.0, 100.0, NOW), None),
     "open short": (FLAT, -2.0, 100.0, (-2.0, 100.0, NOW), None),
-    "open again": (Held(0.0, 0.0, 0, 7), 0.5, 3.0, (0.5, 3.0, NOW), None),
+    "open again": (Held(0.0, 0.0, 0, 7, THEN, (THEN,)), 0.5, 3.0, (0.5, 3.0, NOW), None),
     "add to long": (LONG, 2.0, 110.0, (4.0, 105.0, THEN), None),
     "add to long, dearer by a third": (LONG, 1.0, 130.0, (3.0, 110.0, THEN), None),
     "add to long, cheaper": (LONG, 6.0, 60.0, (8.0, 70.0, THEN), None),
@@ -54,7 +54,8 @@ def test_a_trade_comes_to(name: str) -> None:
     assert made.after.qty == after
     assert made.after.entry_price_usd == pytest.approx(entry, rel=1e-15)
     assert made.after.opened_us == opened_us
-    assert made.after.next_open_us == before.next_open_us
+    assert (made.after.next_open_us, made.after.last_fill_us) == (before.next_open_us, before.last_fill_us)
+    assert made.after.opens_us is before.opens_us
     assert (made.pnl_usd is None) == (pnl is None)
     assert made.pnl_usd == (None if pnl is None else pytest.approx(pnl, rel=1e-15))
     assert made.fee_usd == pytest.approx(abs(qty) * price * 4e-4, rel=1e-15)
@@ -62,13 +63,13 @@ def test_a_trade_comes_to(name: str) -> None:
 
 def test_a_full_close_leaves_nothing_behind() -> None:
     """Exactly 0.0, without a sign, at no entry and of no time, whatever sums of floats the position was made of."""
-    held = FLAT
+    held = Held(0.0, 0.0, 0, 7, THEN, (THEN,))
     for _ in range(10):
         held = trade(held, 0.1, 3.0, 0.0, NOW).after
     assert held.qty == 0.9999999999999999, "a float sum"
     for sign in (1.0, -1.0):
         whole = trade(replace(held, qty=sign * held.qty), -sign * held.qty, 5.0, 0.0, NOW).after
-        assert whole == Held(0.0, 0.0, 0, held.next_open_us)
+        assert whole == replace(held, qty=0.0, entry_price_usd=0.0, opened_us=0)
         assert math.copysign(1.0, whole.qty) == 1.0
 
 

@@ -24,7 +24,8 @@ PARAMS = ApplyParams("production")
 HINTED = ApplyParams("production", apply_downsize=True)
 OPEN = Terms(2.0, 200.0, Side.BUY, False, "production", False, True, 0.5, 90, "d" * 16)
 CLOSE = Terms(2.0, 200.0, None, True, "production", False, False, 1.0, 0, "d" * 16)
-LONG, SHORT = Held(3.0, 90.0, 5, 7), Held(-3.0, 110.0, 5, 7)
+BEFORE = NOW_US - 4000 * US
+LONG, SHORT = Held(3.0, 90.0, 5, 7, BEFORE, (BEFORE,)), Held(-3.0, 110.0, 5, 7, BEFORE, (BEFORE,))
 PRICE: Reading[float] = Fresh(100.0, NOW)
 READY = ApplyInputs("p1", "BTCUSDT", OPEN, NOW_US, NOW_US + 30 * US, price_usd=PRICE)
 CLOSING = replace(READY, terms=CLOSE, held=LONG)
@@ -48,6 +49,12 @@ def fate(inputs: ApplyInputs, params: ApplyParams = PARAMS) -> tuple[Fate, Apply
     assert qa.differences(record) == {}
     assert qa.recompute(record) == made
     return made.fate, made.reason
+
+
+def opened(*ages_s: float) -> Held:
+    """Held after opens of some ages, seconds, and no other fill."""
+    times = tuple(NOW_US - round(age * US) for age in ages_s)
+    return replace(LONG, last_fill_us=times[-1], opens_us=times)
 
 
 # --- fates -----------------------------------------------------------------------------------------------------------
@@ -122,6 +129,71 @@ FATES: dict[str, tuple[ApplyInputs, ApplyParams, Fate, ApplyReason]] = {
     "a close in the extra cooldown": (
         replace(CLOSING, held=replace(LONG, next_open_us=NOW_US + 1)), PARAMS, Fate.FILLED, ApplyReason.OK,
     ),
+    "in the cooldown": (
+        replace(READY, held=opened(59.999999)), PARAMS, Fate.WAITS, ApplyReason.COOLDOWN,
+    ),
+    "in the cooldown after a close, and flat": (
+        replace(READY, held=Held(last_fill_us=NOW_US - 60 * US + 1)), PARAMS, Fate.WAITS, ApplyReason.COOLDOWN,
+    ),
+    "at the end of the cooldown": (
+        replace(READY, held=opened(60)), PARAMS, Fate.FILLED, ApplyReason.OK,
+    ),
+    "no cooldown": (
+        replace(READY, terms=replace(OPEN, limits=(0, 2, 3)), held=opened(0)), PARAMS, Fate.FILLED, ApplyReason.OK,
+    ),
+    "a cooldown of a fill that is still to come": (
+        replace(READY, held=opened(-5)), PARAMS, Fate.WAITS, ApplyReason.COOLDOWN,
+    ),
+    "one open in five minutes": (replace(READY, held=opened(61)), PARAMS, Fate.FILLED, ApplyReason.OK),
+    "two opens in five minutes": (
+        replace(READY, held=opened(299.999999, 61)), PARAMS, Fate.WAITS, ApplyReason.BURST,
+    ),
+    "two opens, one five minutes ago": (replace(READY, held=opened(300, 61)), PARAMS, Fate.FILLED, ApplyReason.OK),
+    "two opens, of three in five minutes": (
+        replace(READY, terms=replace(OPEN, limits=(60, 3, 3)), held=opened(299, 61)), PARAMS,
+        Fate.FILLED, ApplyReason.OK,
+    ),
+    "two opens in five minutes, one still to come": (
+        replace(READY, terms=replace(OPEN, limits=(0, 2, 3)), held=opened(299, -5)), PARAMS,
+        Fate.WAITS, ApplyReason.BURST,
+    ),
+    "no open in five minutes": (
+        replace(READY, terms=replace(OPEN, limits=(60, 0, 3))), PARAMS, Fate.WAITS, ApplyReason.BURST,
+    ),
+    "two opens in an hour": (replace(READY, held=opened(3599, 301)), PARAMS, Fate.FILLED, ApplyReason.OK),
+    "three opens in an hour": (
+        replace(READY, held=opened(3599.999999, 900, 301)), PARAMS, Fate.WAITS, ApplyReason.HOURLY,
+    ),
+    "three opens, one an hour ago": (
+        replace(READY, held=opened(3600, 900, 301)), PARAMS, Fate.FILLED, ApplyReason.OK,
+    ),
+    "no open in an hour": (
+        replace(READY, terms=replace(OPEN, limits=(60, 2, 0))), PARAMS, Fate.WAITS, ApplyReason.HOURLY,
+    ),
+    "the hour is told before the five minutes": (
+        replace(READY, held=opened(200, 150, 100)), PARAMS, Fate.WAITS, ApplyReason.HOURLY,
+    ),
+    "the cooldown is told before the hour": (
+        replace(READY, held=opened(200, 150, 59)), PARAMS, Fate.WAITS, ApplyReason.COOLDOWN,
+    ),
+    "the extra cooldown is told before the cooldown": (
+        replace(READY, held=replace(opened(200, 150, 59), next_open_us=NOW_US + 1)), PARAMS,
+        Fate.WAITS, ApplyReason.EXTRA_COOLDOWN,
+    ),
+    "an open in the cooldown without a price": (
+        replace(READY, held=opened(59), price_usd=UNPRICED[0]), PARAMS, Fate.WAITS, ApplyReason.PRICE_UNKNOWN,
+    ),
+    "an open without a side in the cooldown": (
+        replace(READY, terms=replace(OPEN, side=None), held=opened(59)), PARAMS, Fate.WAITS, ApplyReason.COOLDOWN,
+    ),
+    **{
+        f"a close {what}": (replace(CLOSING, terms=replace(CLOSE, limits=of), held=held), PARAMS, Fate.FILLED,
+                            ApplyReason.OK)
+        for what, of, held in (
+            ("in the cooldown", (60, 2, 3), opened(0)), ("after two opens", (60, 2, 3), opened(299, 61)),
+            ("after three opens", (60, 2, 3), opened(3599, 900, 301)), ("where nothing may be opened", (60, 0, 0), LONG),
+        )
+    },
     **{
         f"{what}, its price {price.state}": (
             replace(ready, price_usd=price), PARAMS, Fate.WAITS, ApplyReason.PRICE_UNKNOWN,
@@ -176,9 +248,9 @@ def test_an_open_is_filled_at_the_market() -> None:
     assert made.trade.price_usd == 100.0
     assert made.trade.fee_usd == 0.08
     assert made.trade.pnl_usd is None
-    assert made.held == Held(2.0, 100.0, NOW_US, 0)
+    assert made.held == Held(2.0, 100.0, NOW_US, 0, NOW_US, (NOW_US,))
     sold = filled(replace(READY, terms=replace(OPEN, side=Side.SELL)))
-    assert sold.held == Held(-2.0, 100.0, NOW_US, 0)
+    assert sold.held == Held(-2.0, 100.0, NOW_US, 0, NOW_US, (NOW_US,))
     assert filled(READY, ApplyParams("production", fee_bps=0.0)).trade.fee_usd == 0.0
 
 
@@ -194,11 +266,28 @@ def test_a_market_that_has_risen_buys_less() -> None:
 def test_a_close_takes_no_more_than_there_is() -> None:
     """The smaller of permit and position, whatever the market; the entry of what is left stays."""
     part = filled(replace(CLOSING, price_usd=Fresh(500.0, NOW)))
-    assert (part.trade.qty, part.trade.pnl_usd, part.held) == (-2.0, 820.0, replace(LONG, qty=1.0))
+    assert (part.trade.qty, part.trade.pnl_usd, part.held) == (-2.0, 820.0, replace(LONG, qty=1.0, last_fill_us=NOW_US))
     whole = filled(replace(CLOSING, terms=replace(CLOSE, qty=50.0)))
-    assert (whole.trade.qty, whole.trade.pnl_usd, whole.held) == (-3.0, 30.0, Held(next_open_us=7))
+    assert (whole.trade.qty, whole.trade.pnl_usd, whole.held) == (-3.0, 30.0, Held(0.0, 0.0, 0, 7, NOW_US, (BEFORE,)))
     cover = filled(replace(CLOSING, held=SHORT, terms=replace(CLOSE, side=Side.BUY, qty=3.0)))
-    assert (cover.trade.qty, cover.trade.pnl_usd, cover.held) == (3.0, 30.0, Held(next_open_us=7))
+    assert (cover.trade.qty, cover.trade.pnl_usd, cover.held) == (3.0, 30.0, Held(0.0, 0.0, 0, 7, NOW_US, (BEFORE,)))
+
+
+def test_a_fill_is_remembered_for_the_limits() -> None:
+    """The last of any kind, and the opens of the last hour, this one with them; a close keeps them as they are."""
+    hour = NOW_US - 3600 * US
+    times = (hour - 1, hour, hour + 1, NOW_US - 301 * US)
+    held = replace(LONG, last_fill_us=times[-1], opens_us=times)
+    made = filled(replace(READY, held=held))
+    assert (made.held.last_fill_us, made.held.opens_us) == (NOW_US, (*times[2:], NOW_US))
+    flipped = filled(replace(READY, terms=replace(OPEN, qty=5.0, notional_usd=500.0, side=Side.SELL), held=held))
+    assert (flipped.held.qty, flipped.held.opens_us) == (-2.0, (*times[2:], NOW_US))
+    closed = filled(replace(CLOSING, held=held))
+    assert (closed.held.last_fill_us, closed.held.opens_us) == (NOW_US, times)
+    void = apply_permit(replace(CLOSING, held=replace(held, qty=0.0)), PARAMS)
+    assert void.held == replace(held, qty=0.0), "without a fill nothing is remembered"
+    ahead = replace(held, opens_us=(NOW_US + 5 * US,), last_fill_us=0)
+    assert filled(replace(READY, held=ahead)).held.opens_us == (NOW_US + 5 * US, NOW_US)
 
 
 def test_a_hint_is_applied_to_an_open_where_that_is_on() -> None:
@@ -206,10 +295,10 @@ def test_a_hint_is_applied_to_an_open_where_that_is_on() -> None:
     made = filled(READY, HINTED)
     assert (made.factor, made.trade.qty, made.held.next_open_us) == (0.5, 1.0, NOW_US + 150 * US)
     assert made.trade.after == made.held
-    later = replace(HINTED, symbol_cooldown_s=5)
-    assert filled(READY, later).held.next_open_us == NOW_US + 95 * US
-    at_once = replace(READY, terms=replace(OPEN, extra_cooldown_s=0))
-    assert filled(at_once, replace(HINTED, symbol_cooldown_s=0)).held.next_open_us == NOW_US
+    later = replace(READY, terms=replace(OPEN, limits=(5, 2, 3)))
+    assert filled(later, HINTED).held.next_open_us == NOW_US + 95 * US
+    at_once = replace(READY, terms=replace(OPEN, extra_cooldown_s=0, limits=(0, 2, 3)))
+    assert filled(at_once, HINTED).held.next_open_us == NOW_US
     off = filled(replace(READY, held=replace(LONG, next_open_us=7)), PARAMS)
     assert (off.factor, off.trade.qty, off.held.next_open_us) == (1.0, 2.0, 7)
     none = filled(replace(READY, terms=replace(OPEN, downsizes=False)), HINTED)
@@ -264,7 +353,6 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "fee_bps must be": {"fee_bps": -0.5},
     "fee_bps must": {"fee_bps": 1000.5},
     "fee_bps": {"fee_bps": float("nan")},
-    "symbol_cooldown_s": {"symbol_cooldown_s": -1},
     "market_stale_s": {"market_stale_s": 0},
 }
 
@@ -274,7 +362,7 @@ def test_parameters_refuse_contradictions(told: str) -> None:
     """Each is named; the edges are allowed."""
     with pytest.raises(ValueError, match=told):
         ApplyParams(**CONTRADICTIONS[told])
-    assert ApplyParams("testnet", 0.0, symbol_cooldown_s=0, market_stale_s=1).fee_bps == 0.0
+    assert ApplyParams("testnet", 0.0, market_stale_s=1).fee_bps == 0.0
     assert ApplyParams("dry_run", 1000.0).fee_bps == 1000.0
 
 
@@ -288,14 +376,14 @@ def test_a_record_of_a_fill() -> None:
     assert record == {
         "plan_id": "p1", "symbol": "BTCUSDT", "decision": "EXECUTE", "executed": "true", "error": "", "consumed": "1",
         "fate": "filled", "side": "SELL", "filled_qty": "0.1", "price": "100.0", "fee_usd": "0.004", "pnl_usd": "1.0",
-        "factor": "1.0", "position_after": "2.9", "entry_after": "90.0", "held_after": "[2.9,90.0,5,7]",
+        "factor": "1.0", "position_after": "2.9", "entry_after": "90.0", "held_after": f"[2.9,90.0,5,7,{NOW_US},[{BEFORE}]]",
         "decision_id": "d" * 16, "now": "1769577495.123456", "inputs": record["inputs"], "rules": "apply_v1",
         "params_hash": qa.config_hash(PARAMS), "params": '{"apply_mode":"production"}',
     }  # fmt: skip
     assert json.loads(record["inputs"]) == {
         "now_us": NOW_US, "until_us": NOW_US + 30 * US, "kill": "OFF",
-        "terms": [0.1, 200.0, None, True, "production", False, False, 1.0, 0, "d" * 16],
-        "held": [3.0, 90.0, 5, 7], "price": ["ok", NOW, 100.0], "there": True,
+        "terms": [0.1, 200.0, None, True, "production", False, False, 1.0, 0, "d" * 16, [60, 2, 3]],
+        "held": [3.0, 90.0, 5, 7, BEFORE, [BEFORE]], "price": ["ok", NOW, 100.0], "there": True,
     }  # fmt: skip
     assert (apply_inputs(record), apply_params(record), applied(record)) == (made.inputs, PARAMS, made)
 
@@ -308,7 +396,7 @@ def test_a_record_of_no_fill() -> None:
     wanted = {
         "executed": "false", "error": "bad_permit", "consumed": "0", "fate": "refused", "side": "", "filled_qty": "",
         "price": "", "fee_usd": "", "pnl_usd": "", "factor": "1.0", "position_after": "3.0", "entry_after": "90.0",
-        "held_after": "[3.0,90.0,5,7]", "decision_id": "",
+        "held_after": f"[3.0,90.0,5,7,{BEFORE},[{BEFORE}]]", "decision_id": "",
     }  # fmt: skip
     assert {n: record[n] for n in wanted} == wanted
     void = apply_fields(apply_permit(replace(CLOSING, held=FLAT), PARAMS), PARAMS)
@@ -346,8 +434,17 @@ GARBAGE: dict[str, dict[str, str]] = {
     "a price of two": told(price=["ok", NOW]),
     "a price of no time": told(price=["ok", float("inf"), 100.0]),
     "a price that is text": told(price=["ok", NOW, "100"]),
-    "held of one": told(held=[1.0, 2.0, 3, 4, 5]),
-    "held that is text": told(held=["x", 1.0, 2, 3]),
+    "held of four": told(held=[1.0, 2.0, 3, 4]),
+    "held of seven": told(held=[1.0, 2.0, 3, 4, 5, [], 6]),
+    "held that is text": told(held=["x", 1.0, 2, 3, 4, []]),
+    "a last fill that is text": told(held=[1.0, 2.0, 3, 4, "5", []]),
+    "no list of opens": told(held=[1.0, 2.0, 3, 4, 5, 6]),
+    "opens that are text": told(held=[1.0, 2.0, 3, 4, 5, ["6"]]),
+    "terms without limits": told(terms=TERMS[:-1]),
+    "no limits": told(terms=[*TERMS[:-1], None]),
+    "limits of two": told(terms=[*TERMS[:-1], [60, 2]]),
+    "limits that are text": told(terms=[*TERMS[:-1], [60, "2", "3"]]),
+    "a cooldown that is text": told(terms=[*TERMS[:-1], ["60", 2, 3]], held=[1.0, 2.0, 3, 4, 5, []]),
     "terms of two": told(terms=[1.0, 2.0]),
     "terms of another side": told(terms=[*TERMS[:2], "LONG", *TERMS[3:]]),
     "a quantity without end": told(terms=[10**400, *TERMS[1:]]),

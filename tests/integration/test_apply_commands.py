@@ -53,7 +53,7 @@ def test_plan_permit_fill(client: Client, environ: dict[str, str], capsys: pytes
     assert found["account"]["balance_usd"] == pytest.approx(100_000 - 0.072)
     assert found["permits"] == {
         "permits": 1, "consumed": 1, "expired": 0, "outstanding": 0, "fills": 1, "without permit": 0, "above permit": 0,
-        "reconciled": "ok",
+        "not in account": 0, "reconciled": "ok",
     }  # fmt: skip
 
     call(capsys, environ, "inject", "plan", S, "--plan-id", "p2", "--action", "FULL_CLOSE_PROPOSED")
@@ -118,3 +118,21 @@ def test_a_clock_of_its_own_is_refused(name: str, environ: dict[str, str], capsy
     if name != "desk":
         assert main(["run", name, "--once"], {**environ, "CLOCK": "simulated"}) == 78
         assert "CLOCK=server" in capsys.readouterr().err
+
+
+def test_a_halt_that_cannot_be_told_of_is_said_to_be_set(
+    one_client: Client, one_server: EmbeddedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The key is set and everything after it fails: the command says that the switch is HALT, and then what failed."""
+    one_client.execute_command(
+        "ACL", "SETUSER", "hand", "on", "nopass", "~quantum:kill", "+set", "+get", "+multi", "+exec"
+    )
+    url = one_server.url.replace("unix://", "unix://hand:x@")
+    try:
+        code = main(["kill", "halt"], {"REDIS_URL": url, "STATE_DIRECTORY": str(tmp_path), "LOG_LEVEL": "ERROR"})
+    finally:
+        one_client.execute_command("ACL", "DELUSER", "hand")
+    out, err = capsys.readouterr()
+    assert (code, out) == (69, "The kill switch is HALT.\n")
+    assert "NOPERM" in err
+    assert one_client.get("quantum:kill") == "halt"

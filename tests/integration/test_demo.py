@@ -125,8 +125,11 @@ def test_the_desk_feeds_the_chain() -> None:
 
 def test_the_environment_counts_in_the_profile() -> None:
     """What the environment says takes the place of the profile, and is printed; what only a server knows does not."""
-    done = demo("--bars", "2", P31_MODE="shadow", GOV_MAX_OPEN_POSITIONS="7", GOV_SIGNING_KEY_FILE="/nowhere")
+    mine = {"GOV_SIGNING_KEY_FILE": "/nowhere", "PAPER_FEE_BPS": "2", "P28_MODE": " Enforce "}
+    done = demo("--bars", "2", P31_MODE="shadow", GOV_MAX_OPEN_POSITIONS="7", **mine)
     assert (done.returncode, done.stderr) == (0, "")
+    assert " PAPER_FEE_BPS=2" in done.stdout
+    assert "profile: P28_MODE=enforce " in done.stdout
     assert " P31_MODE=shadow " in done.stdout
     assert " GOV_MAX_OPEN_POSITIONS=7 " in done.stdout
 
@@ -137,9 +140,22 @@ def test_the_drill_needs_room() -> None:
         done = demo(*args)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert "--bars of 120" in done.stderr
+    done = demo("--bars", "5", "--report", "report.pdf")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "report.pdf is no page" in done.stderr
     done = demo("--bars", "5", "--report", "/nowhere/report.html")
     assert (done.returncode, done.stdout) == (2, "")
     assert "/nowhere/report.html cannot be written" in done.stderr
+
+
+def test_the_drill_needs_candles(tmp_path: Path) -> None:
+    """Files with fewer bars than a drill needs are refused, whatever --bars says."""
+    path = tmp_path / "few.csv"
+    rows = [f"{60_000 * n},AAUSDT,1,1,1,1,1" for n in range(1_000_000, 1_000_050)]
+    path.write_text("\n".join(["timestamp_ms,symbol,open,high,low,close,volume", *rows]) + "\n")
+    done = demo("--candles", str(path), "--drill")
+    assert done.returncode == 65
+    assert "--drill needs 120 bars at least: the candles have 50" in done.stderr
 
 
 def test_the_report_is_written(tmp_path: Path) -> None:

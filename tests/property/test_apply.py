@@ -29,16 +29,23 @@ moments = st.sampled_from([NOW_US - 1, NOW_US, NOW_US + 1, NOW_US + 60 * US, 0])
 words = st.text("abcdefABC0123456789", max_size=16)
 params = st.builds(
     ApplyParams, st.sampled_from(MODES), st.sampled_from([0.0, 4.0, 5.5, 1000.0]), st.booleans(),
-    st.sampled_from([0, 60, 3600]), st.sampled_from([1, 60]),
+    st.sampled_from([1, 60]),
 )  # fmt: skip
+limits = st.tuples(
+    st.sampled_from([0, 60, 60, 3600]), st.sampled_from([0, 1, 2, 2, 9]), st.sampled_from([0, 1, 3, 3, 9])
+)
 terms = st.builds(
     Terms, amounts, st.one_of(st.just(0.0), amounts, st.floats(0.0, 1e30)), st.sampled_from([*Side, None]),
-    st.booleans(), st.sampled_from(MODES), st.booleans(), st.booleans(), factors, st.integers(0, 86_400), words,
+    st.booleans(), st.sampled_from(MODES), st.booleans(), st.booleans(), factors, st.integers(0, 86_400), words, limits,
 )  # fmt: skip
+ages_s = st.sampled_from([0, 59.999999, 60, 299.999999, 300, 3599.999999, 3600, 4000, -1])
+fill_times = st.one_of(ages_s.map(lambda s: NOW_US - round(s * US)), st.integers(NOW_US - 4000 * US, NOW_US))
+last_fills = st.one_of(st.just(0), fill_times)
+open_times = st.lists(fill_times, max_size=4).map(lambda times: tuple(sorted(times)))
 holdings = st.one_of(
-    st.builds(Held, next_open_us=moments),
+    st.builds(Held, next_open_us=moments, last_fill_us=last_fills, opens_us=open_times),
     st.builds(lambda size, is_long, *rest: Held(size if is_long else -size, *rest),
-              amounts, st.booleans(), prices, st.integers(0, NOW_US), moments),
+              amounts, st.booleans(), prices, st.integers(0, NOW_US), moments, last_fills, open_times),
 )  # fmt: skip
 
 
@@ -102,11 +109,22 @@ def expected(i: ApplyInputs, p: ApplyParams) -> tuple[str, str]:  # noqa: PLR091
         return ("void", "would_add") if adds else ("filled", "ok")
     if i.now_us < i.held.next_open_us:
         return "waits", "extra_cooldown"
+    if i.held.last_fill_us > 0 and i.now_us - i.held.last_fill_us < t.limits[0] * US:
+        return "waits", "symbol_cooldown"
+    if len([at for at in i.held.opens_us if i.now_us - at < 3600 * US]) + 1 > t.limits[2]:
+        return "waits", "hourly_limit_exceeded"
+    if len([at for at in i.held.opens_us if i.now_us - at < 300 * US]) + 1 > t.limits[1]:
+        return "waits", "burst_limit_exceeded"
     qty = t.qty * (t.factor if p.apply_downsize and t.downsizes else 1.0)
     price = i.price_usd.value or 0.0
     if t.side is None or qty == 0.0 or (qty * price > t.notional_usd and t.notional_usd / price == 0.0):
         return "refused", "bad_permit"
     return "filled", "ok"
+
+
+def unlimited(held: Held) -> Held:
+    """Without anything that delays an open."""
+    return replace(held, next_open_us=0, last_fill_us=0, opens_us=())
 
 
 def traded(made: Application) -> tuple[float, float, Terms]:
@@ -137,10 +155,12 @@ def test_a_fate_is_that_of_the_rules(drawn: World) -> None:
     assert 0.0 < abs(qty) <= of.qty
     assert made.held == made.trade.after
     assert made.held.qty == i.held.qty + qty
-    bare = replace(i.held, next_open_us=0)
-    plain = qa.trade(bare, qty, price, p.fee_bps, i.now_us)
+    plain = qa.trade(unlimited(i.held), qty, price, p.fee_bps, i.now_us)
     assert (made.trade.pnl_usd, made.trade.fee_usd) == (plain.pnl_usd, plain.fee_usd)
-    assert replace(made.held, next_open_us=0) == plain.after
+    assert unlimited(made.held) == plain.after
+    assert made.held.last_fill_us == i.now_us
+    recent = [at for at in i.held.opens_us if i.now_us - at < 3600 * US]
+    assert made.held.opens_us == (i.held.opens_us if of.reduce_only else (*recent, i.now_us))
 
 
 @given(any_world, st.booleans())
@@ -231,7 +251,6 @@ def test_a_hint_counts_only_where_it_is_to(drawn: World) -> None:
         assert made.held.next_open_us == i.held.next_open_us
     off = apply_permit(i, replace(p, apply_downsize=False))
     if of is not None:
-        assert off == apply_permit(i, replace(p, apply_downsize=False, symbol_cooldown_s=1))
         unhinted = apply_permit(replace(i, terms=replace(of, downsizes=False)), p)
         assert (off.fate, off.trade, off.held) == (unhinted.fate, unhinted.trade, unhinted.held)
 
@@ -249,7 +268,7 @@ def test_a_hint_makes_an_open_smaller_and_the_next_one_later(drawn: World) -> No
     assert made.factor == of.factor
     wanted = of.qty * of.factor
     assert abs(qty) == wanted if wanted * price <= of.notional_usd else abs(qty) < wanted
-    assert made.held.next_open_us == i.now_us + (p.symbol_cooldown_s + of.extra_cooldown_s) * US
+    assert made.held.next_open_us == i.now_us + (of.limits[0] + of.extra_cooldown_s) * US
     plain = apply_permit(i, replace(p, apply_downsize=False))
     assert plain.trade is not None
     assert abs(plain.trade.qty) >= abs(qty)
@@ -291,6 +310,88 @@ def test_without_a_fresh_price_nothing_is_filled(drawn: World) -> None:
     found = {(made.fate, made.reason) for made in (apply_permit(replace(i, price_usd=b), p) for b in bad)}
     assert len(found) == 1
     assert found.isdisjoint({(Fate.FILLED, ApplyReason.OK)})
+
+
+# --- the limits, by fills ---------------------------------------------------------------------------------------------
+
+few = st.tuples(st.sampled_from([0, 1, 60, 120]), st.integers(0, 3), st.integers(0, 4))
+waits_us = st.one_of(
+    st.sampled_from([0, 1, US, 59 * US, 60 * US - 1, 60 * US, 150 * US, 299 * US, 300 * US - 1, 300 * US, 1200 * US]),
+    st.integers(0, 400 * US),
+)
+orders = st.tuples(waits_us, st.booleans(), st.sampled_from(Side), st.sampled_from([0.5, 1.0, 2.0]), st.booleans(), few)
+"""A permit, the time after the one before it at which it is looked at, and the limits that it may carry."""
+
+
+LIMITING = (ApplyReason.EXTRA_COOLDOWN, ApplyReason.COOLDOWN, ApplyReason.HOURLY, ApplyReason.BURST)
+
+
+@given(st.lists(orders, max_size=40), st.one_of(st.none(), few), st.integers(0, 90), st.booleans())
+@example([(60 * US, False, Side.BUY, 1.0, False, (0, 0, 0))] * 12, (60, 2, 3), 0, False)
+@example([(300 * US, False, Side.BUY, 1.0, False, (0, 0, 0))] * 40, (60, 2, 3), 0, False)
+@example([(60 * US - 1, False, Side.BUY, 1.0, True, (0, 0, 0))] * 9, (60, 2, 3), 90, True)
+def test_fills_of_opens_never_exceed_the_limits(
+    drawn: list[tuple[int, bool, Side, float, bool, tuple[int, int, int]]], shared: tuple[int, int, int] | None,
+    extra_s: int, is_hinted: bool,
+) -> None:  # fmt: skip
+    """Whenever they are looked at: windows (t - W, t] and cooldown hold among the fills alone, an open that they allow
+    is filled, and a close is filled at once."""
+    now_us, held, p = NOW_US, Held(), ApplyParams("production", apply_downsize=is_hinted)
+    opens: list[int] = []
+    last_us, next_us = None, 0
+    for wait_us, is_close, side, qty, downsizes, own in drawn:
+        now_us += wait_us
+        of = own if shared is None else shared
+        cooldown_s, burst, hour = of
+        told = Terms(
+            qty, 1e9, None if is_close else side, is_close, "production", False, downsizes, 0.5, extra_s, "", of
+        )
+        until_us = now_us + 60 * US
+        made = apply_permit(ApplyInputs("p1", "A0", told, now_us, until_us, held=held, price_usd=Fresh(1.0, 0.0)), p)
+        assert (made.fate is Fate.VOID) == (is_close and held.qty == 0.0)
+        after = {w: 1 + sum(now_us - w * US < at <= now_us for at in opens) for w in (300, 3600)}
+        rested = now_us >= next_us and (last_us is None or now_us - last_us >= cooldown_s * US)
+        fits = rested and after[300] <= burst and after[3600] <= hour
+        if is_close:
+            assert made.fate is not Fate.WAITS
+        else:
+            assert made.fate is (Fate.FILLED if fits else Fate.WAITS)
+        if made.trade is not None:
+            last_us = now_us
+            if not is_close:
+                opens.append(now_us)
+                next_us = now_us + (cooldown_s + extra_s) * US if is_hinted and downsizes else next_us
+        held = made.held
+        assert held.opens_us == () or held.opens_us[-1] - held.opens_us[0] < 3600 * US
+
+
+@given(st.one_of(closes, any_world), holdings, limits)
+def test_a_close_is_never_delayed_by_the_limits(drawn: World, other: Held, of: tuple[int, int, int]) -> None:
+    """Whatever was filled before it, and whatever its permit says of opens: it comes to the same."""
+    i, p = drawn
+    assume(i.terms is not None)
+    assert i.terms is not None
+    close = replace(i.terms, reduce_only=True)
+    held = replace(i.held, next_open_us=other.next_open_us, last_fill_us=other.last_fill_us, opens_us=other.opens_us)
+    limited = apply_permit(replace(i, terms=replace(close, limits=of), held=held), p)
+    free = apply_permit(replace(i, terms=close, held=unlimited(i.held)), p)
+    assert (limited.fate, limited.reason, limited.factor) == (free.fate, free.reason, free.factor)
+    assert unlimited(limited.held) == unlimited(free.held)
+    assert limited.reason not in LIMITING
+
+
+@given(opens, st.sampled_from([300, 3600]), st.integers(1, 4), st.sampled_from([0, 1]))
+def test_an_open_exactly_a_window_old_is_out(drawn: World, window_s: int, most: int, inside_us: int) -> None:
+    """``most`` opens, the eldest a window old or a microsecond less."""
+    i, p = drawn
+    assert i.terms is not None
+    times = (i.now_us - window_s * US + inside_us, *[i.now_us - 61 * US] * (most - 1))
+    of = (60, most, 99) if window_s == 300 else (60, 99, most)
+    held = replace(i.held, next_open_us=0, last_fill_us=i.now_us - 60 * US, opens_us=times)
+    made = apply_permit(replace(i, terms=replace(i.terms, limits=of), held=held), p)
+    reason = ApplyReason.BURST if window_s == 300 else ApplyReason.HOURLY
+    assert ((made.fate, made.reason) == (Fate.WAITS, reason)) == bool(inside_us)
+    assert made.reason not in LIMITING or inside_us
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -359,7 +460,7 @@ leaves = st.one_of(
 )  # fmt: skip
 garbage = st.recursive(
     leaves,
-    lambda inner: st.one_of(st.lists(inner, max_size=11), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
+    lambda inner: st.one_of(st.lists(inner, max_size=12), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
     max_leaves=12,
 )  # fmt: skip
 NAMES = ("now_us", "until_us", "kill", "terms", "held", "price", "there")

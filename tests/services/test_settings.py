@@ -707,3 +707,20 @@ def test_an_address_in_the_wrong_variable_shows_no_password(name: str) -> None:
     (error,) = errors_of({name: f"redis://app:{CANARY}@cache:6379"}, ["allocation"])
     assert CANARY not in error
     assert "redis://***@cache:6379" in error
+
+
+@pytest.mark.parametrize(
+    ("environ", "names"),
+    [
+        ({"STREAM_RESULTS": "mine:a", "EXECUTION_STREAM": "mine:a"}, ["apply"]),
+        ({"STREAM_EVENTS": "mine:a", "STREAM_RESULTS": "mine:a"}, ["governor", "apply"]),
+        ({"STREAM_PLANS": "mine:a", "STREAM_EVENTS": "mine:a"}, ["governor"]),
+        ({"PROPOSE_STREAM_NAME": "mine:a", "EXECUTION_STREAM": "mine:a"}, ["proposer", "attribution"]),
+    ],
+)
+def test_no_stream_serves_two_purposes(environ: dict[str, str], names: list[str]) -> None:
+    """A stream given twice is told with both variables; variables that groups share are one."""
+    (error,) = errors_of(environ, names, together=True)
+    assert all(name in error for name in environ)
+    assert "'mine:a'" in error
+    assert load(names, {next(iter(environ)): "mine:a"})

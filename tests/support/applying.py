@@ -107,7 +107,7 @@ def applying(
     """
     metrics = Metrics("apply")
     told = apply.Set(params, **{"simulated": clock, "once": True, "equity_usd": EQUITY_USD, **settings})
-    cycle = apply.build(store, metrics, told, apply.universe_of(fixed=symbols))
+    cycle = apply.build(store, metrics, told, apply.universe_of())
     return Applying(store, metrics, Loop(cycle, store, metrics, clock or WallClock()))
 
 

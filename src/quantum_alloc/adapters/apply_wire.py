@@ -219,7 +219,7 @@ def _account(texts: Mapping[str, str]) -> Account:
             held[symbol] = _field(texts, name, _held)
         elif name.startswith("P:") and plan_id is not None:
             permits[plan_id] = _field(texts, name, _known)
-        else:
+        elif name.startswith(("S:", "P:")):  # any other name is none of ours, and goes with the next write
             raise ValueError(f"its field {codec.printable(name)} is none of ours")
     in_order = dict(sorted(permits.items(), key=lambda pair: (pair[1].number, pair[0])))
     return Account(

@@ -75,10 +75,9 @@ def money(records: Records, account: Account) -> Check:
     paid = f"balance {account.balance_usd:,.2f} USD = {account.paid_in_usd:,.2f} paid in {pnl:+,.2f} realised"
     last = ""
     if records.portfolio:
-        balance, open_pnl, equity = (
-            records.portfolio[-1][n] for n in ("balance_usd", "unrealized_pnl_usd", "equity_usd")
-        )
-        last = f"; at the last bar {float(balance):,.2f} {float(open_pnl):+,.2f} unrealised = {float(equity):,.2f}"
+        state = records.portfolio[-1]
+        cash, open_pnl, equity = (float(state[n]) for n in ("balance_usd", "unrealized_pnl_usd", "equity_usd"))
+        last = f"; at the last bar {cash:,.2f} {open_pnl:+,.2f} unrealised = {equity:,.2f}"
     return Check(name, True, f"{paid} {-fees:+,.2f} fees{last}")
 
 

@@ -394,11 +394,7 @@ def drive(
         proposals=_by_label(made["proposer"], "p29_shadow_proposed_total"),
         profile=profile_of(settings),
         account=account,
-        held_back={
-            name: n
-            for name, n in _by_label(made["desk"], "quantum_alloc_desk_quiet_total").items()
-            if name in HELD_BACK
-        },
+        held_back={name: n for name, n in quiet.items() if name in HELD_BACK},
         drill=() if drilled is None else tuple(drilled.said),
         checks=(
             *checks(kept, account, settings.of(GovernorOptions).params()),
