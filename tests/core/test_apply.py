@@ -154,7 +154,7 @@ FATES: dict[str, tuple[ApplyInputs, ApplyParams, Fate, ApplyReason]] = {
         Fate.FILLED, ApplyReason.OK,
     ),
     "two opens in five minutes, one still to come": (
-        replace(READY, terms=replace(OPEN, limits=(0, 2, 3)), held=opened(299, -5)), PARAMS,
+        replace(READY, held=replace(opened(299, -5), last_fill_us=0)), PARAMS,
         Fate.WAITS, ApplyReason.BURST,
     ),
     "no open in five minutes": (
@@ -191,7 +191,8 @@ FATES: dict[str, tuple[ApplyInputs, ApplyParams, Fate, ApplyReason]] = {
                             ApplyReason.OK)
         for what, of, held in (
             ("in the cooldown", (60, 2, 3), opened(0)), ("after two opens", (60, 2, 3), opened(299, 61)),
-            ("after three opens", (60, 2, 3), opened(3599, 900, 301)), ("where nothing may be opened", (60, 0, 0), LONG),
+            ("after three opens", (60, 2, 3), opened(3599, 900, 301)),
+            ("where nothing may be opened", (60, 0, 0), LONG),
         )
     },
     **{
@@ -376,7 +377,8 @@ def test_a_record_of_a_fill() -> None:
     assert record == {
         "plan_id": "p1", "symbol": "BTCUSDT", "decision": "EXECUTE", "executed": "true", "error": "", "consumed": "1",
         "fate": "filled", "side": "SELL", "filled_qty": "0.1", "price": "100.0", "fee_usd": "0.004", "pnl_usd": "1.0",
-        "factor": "1.0", "position_after": "2.9", "entry_after": "90.0", "held_after": f"[2.9,90.0,5,7,{NOW_US},[{BEFORE}]]",
+        "factor": "1.0", "position_after": "2.9", "entry_after": "90.0",
+        "held_after": f"[2.9,90.0,5,7,{NOW_US},[{BEFORE}]]",
         "decision_id": "d" * 16, "now": "1769577495.123456", "inputs": record["inputs"], "rules": "apply_v1",
         "params_hash": qa.config_hash(PARAMS), "params": '{"apply_mode":"production"}',
     }  # fmt: skip

@@ -83,6 +83,20 @@ opens, closes = worlds(ready=True, reduce_only=False), worlds(ready=True, reduce
 World = tuple[ApplyInputs, ApplyParams]
 
 
+def too_soon(held: Held, now_us: int, of: Terms) -> str:
+    """Why an open would come too soon, by the text of the rules; empty where it would not."""
+    cooldown_s, burst, hour = of.limits
+    if now_us < held.next_open_us:
+        return "extra_cooldown"
+    if held.last_fill_us > 0 and now_us - held.last_fill_us < cooldown_s * US:
+        return "symbol_cooldown"
+    if len([at for at in held.opens_us if now_us - at < 3600 * US]) + 1 > hour:
+        return "hourly_limit_exceeded"
+    if len([at for at in held.opens_us if now_us - at < 300 * US]) + 1 > burst:
+        return "burst_limit_exceeded"
+    return ""
+
+
 def expected(i: ApplyInputs, p: ApplyParams) -> tuple[str, str]:  # noqa: PLR0911 - one a sentence
     """Fate and reason by the text of the rules, one sentence after the other."""
     if i.now_us >= i.until_us:
@@ -107,14 +121,9 @@ def expected(i: ApplyInputs, p: ApplyParams) -> tuple[str, str]:  # noqa: PLR091
             return "void", "nothing_to_close"
         adds = t.side is not None and (t.side is Side.BUY) is (i.held.qty > 0.0)
         return ("void", "would_add") if adds else ("filled", "ok")
-    if i.now_us < i.held.next_open_us:
-        return "waits", "extra_cooldown"
-    if i.held.last_fill_us > 0 and i.now_us - i.held.last_fill_us < t.limits[0] * US:
-        return "waits", "symbol_cooldown"
-    if len([at for at in i.held.opens_us if i.now_us - at < 3600 * US]) + 1 > t.limits[2]:
-        return "waits", "hourly_limit_exceeded"
-    if len([at for at in i.held.opens_us if i.now_us - at < 300 * US]) + 1 > t.limits[1]:
-        return "waits", "burst_limit_exceeded"
+    delayed = too_soon(i.held, i.now_us, t)
+    if delayed:
+        return "waits", delayed
     qty = t.qty * (t.factor if p.apply_downsize and t.downsizes else 1.0)
     price = i.price_usd.value or 0.0
     if t.side is None or qty == 0.0 or (qty * price > t.notional_usd and t.notional_usd / price == 0.0):

@@ -24,7 +24,8 @@ quantities = st.sampled_from([0.0, 0.5, 1.0, 1.0, 2.0])
 issues = st.tuples(ids, symbols, st.sampled_from([1.0, 2.0]), st.sampled_from([0, 30, 60]), st.booleans())
 fills = st.builds(SeenFill, st.sampled_from([*IDS, ""]), symbols, quantities)
 steps = st.one_of(
-    st.tuples(st.just("issue"), issues), st.tuples(st.just("consume"), ids), st.tuples(st.just("fill"), fills),
+    st.tuples(st.just("issue"), issues), st.tuples(st.just("consume"), ids), st.tuples(st.just("take"), ids),
+    st.tuples(st.just("fill"), fills),
     st.tuples(st.just("wait"), st.sampled_from([0, 1, US, 30 * US, 64 * US, 65 * US - 1, 65 * US, 3600 * US])),
 )  # fmt: skip
 sequences = st.lists(steps, max_size=30)
@@ -36,27 +37,30 @@ class Model:
 
     Attributes:
         now_us: the clock.
-        permits: id -> symbol, quantity, expiry, what has become of it, when, and what was filled.
-        totals: issued, consumed, expired, without, above, fills.
+        permits: id -> symbol, quantity, expiry, what has become of it, when, what was filled, and whether it is ours.
+        totals: issued, consumed, expired, without, above, fills, elsewhere.
     """
 
     now_us: int = 0
     permits: dict[str, list[Any]] = field(default_factory=dict)
     totals: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("issued", "consumed", "expired", "without", "above", "fills"), 0)
+        default_factory=lambda: dict.fromkeys(
+            ("issued", "consumed", "expired", "without", "above", "fills", "elsewhere"), 0
+        )
     )
 
     def issue(self, plan_id: str, symbol: str, qty: float, life_s: int) -> None:
         """A permit that is not known is new."""
         if plan_id not in self.permits:
-            self.permits[plan_id] = [symbol, qty, self.now_us + life_s * US, "open", 0, 0.0]
+            self.permits[plan_id] = [symbol, qty, self.now_us + life_s * US, "open", 0, 0.0, False]
             self.totals["issued"] += 1
 
-    def consume(self, plan_id: str) -> None:
-        """An open one is used up."""
+    def consume(self, plan_id: str, is_own: bool = False) -> None:
+        """An open one is used up, by this account or another."""
         one = self.permits.get(plan_id)
         if one and one[3] == "open":
             one[3:5] = "used", self.now_us
+            one[6] = is_own
             self.totals["consumed"] += 1
 
     def fill(self, told: SeenFill) -> None:
@@ -69,6 +73,7 @@ class Model:
         self.consume(told.plan_id)
         one[5] += told.qty
         self.totals["above"] += one[5] > one[1]
+        self.totals["elsewhere"] += not one[6]
 
     def end(self) -> None:
         """What is over expires; what has long ended is forgotten."""
@@ -97,10 +102,14 @@ def adds_up(state: Reconciled) -> None:
     """issued = consumed + expired + outstanding, and each of them is there."""
     c = state.counts
     assert c.issued == c.consumed + c.expired + c.outstanding
-    assert min(c.issued, c.consumed, c.expired, c.outstanding, c.without_permit, c.above_permit, c.fills) >= 0
+    assert (
+        min(c.issued, c.consumed, c.expired, c.outstanding, c.without_permit, c.above_permit, c.fills, c.elsewhere) >= 0
+    )
     assert c.outstanding == sum(one.is_outstanding for one in state.permits.values())
     assert c.without_permit <= c.fills
     assert c.above_permit <= c.fills - c.without_permit
+    assert c.elsewhere <= c.fills - c.without_permit
+    assert c.is_wrong == any((c.without_permit, c.above_permit, c.elsewhere))
     for one in state.permits.values():
         assert (one.ended_us == 0) or not one.is_outstanding
 
@@ -116,6 +125,9 @@ def test_permits_add_up_and_fills_are_judged(drawn: list[tuple[str, Any]]) -> No
         elif what == "consume":
             state = reconcile(state, model.now_us, consumed=[told])
             model.consume(told)
+        elif what == "take":
+            state = reconcile(state, model.now_us, taken=[told])
+            model.consume(told, is_own=True)
         elif what == "fill":
             state = reconcile(state, model.now_us, fills=[told])
             model.fill(told)
@@ -127,29 +139,34 @@ def test_permits_add_up_and_fills_are_judged(drawn: list[tuple[str, Any]]) -> No
         assert state.counts == model.counts
         assert state.permits.keys() == model.permits.keys()
         for plan_id, one in state.permits.items():
-            symbol, qty, until_us, stage, ended_us, filled = model.permits[plan_id]
-            assert (one.symbol, one.qty, one.until_us, one.ended_us, one.filled_qty) == (
-                symbol, qty, until_us, ended_us, filled,
+            symbol, qty, until_us, stage, ended_us, filled, is_own = model.permits[plan_id]
+            assert (one.symbol, one.qty, one.until_us, one.ended_us, one.filled_qty, one.is_own) == (
+                symbol, qty, until_us, ended_us, filled, is_own,
             )  # fmt: skip
             assert (one.stage is Stage.CONSUMED, one.stage is Stage.EXPIRED) == (stage == "used", stage == "late")
 
 
-@given(sequences, st.lists(issues, max_size=6), st.lists(ids, max_size=6), st.lists(fills, max_size=6))
+pages = st.lists(ids, max_size=6)
+
+
+@given(sequences, st.lists(issues, max_size=6), pages, pages, st.lists(fills, max_size=6))
 def test_many_entries_at_once_are_as_one_after_the_other(
-    drawn: list[tuple[str, Any]], issued: list[Any], consumed: list[str], filled: list[SeenFill]
+    drawn: list[tuple[str, Any]], issued: list[Any], taken: list[str], consumed: list[str], filled: list[SeenFill]
 ) -> None:
-    """Permits, then consumptions, then fills of one moment, read in one page or in many."""
+    """Permits, then consumptions, this account's own first, then fills of one moment, read in one page or in many."""
     now_us, state = 0, Reconciled()
     for what, told in drawn:
         now_us += told if what == "wait" else 0
         state = reconcile(
             state, now_us, [known(now_us, told)] if what == "issue" else (), [told] if what == "consume" else (),
-            [told] if what == "fill" else (),
+            [told] if what == "fill" else (), [told] if what == "take" else (),
         )  # fmt: skip
     state = reconcile(state, now_us)
-    whole = reconcile(state, now_us, [known(now_us, one) for one in issued], consumed, filled)
+    whole = reconcile(state, now_us, [known(now_us, one) for one in issued], consumed, filled, taken)
     for one in issued:
         state = reconcile(state, now_us, [known(now_us, one)])
+    for plan_id in taken:
+        state = reconcile(state, now_us, taken=[plan_id])
     for plan_id in consumed:
         state = reconcile(state, now_us, consumed=[plan_id])
     for fill in filled:
@@ -158,20 +175,25 @@ def test_many_entries_at_once_are_as_one_after_the_other(
     adds_up(whole)
 
 
-@given(st.lists(st.tuples(ids, st.booleans()), max_size=8), st.permutations(IDS))
-def test_consumption_and_fill_of_a_permit_count_once(told: list[tuple[str, bool]], order: list[str]) -> None:
+@given(st.lists(st.tuples(ids, st.sampled_from(["fill", "consume", "take"])), max_size=8), st.permutations(IDS))
+def test_consumption_and_fill_of_a_permit_count_once(told: list[tuple[str, str]], order: list[str]) -> None:
     """In any order and however often they are told; an id that is issued again is the same permit."""
     state = reconcile(Reconciled(), 1, [(p, Known("BTCUSDT", 100.0, 60 * US)) for p in [*order, *order]])
     assert state.counts.issued == len(IDS)
-    for plan_id, is_fill in told:
-        if is_fill:
+    for plan_id, what in told:
+        if what == "fill":
             state = reconcile(state, 2, fills=[SeenFill(plan_id, "BTCUSDT", 1.0)])
+        elif what == "take":
+            state = reconcile(state, 2, taken=[plan_id])
         else:
             state = reconcile(state, 2, consumed=[plan_id])
         state = reconcile(state, 2, [(plan_id, Known("BTCUSDT", 100.0, 60 * US))])
     c = state.counts
     assert (c.issued, c.consumed, c.expired) == (len(IDS), len({p for p, _ in told}), 0)
-    assert (c.without_permit, c.above_permit, c.fills) == (0, 0, sum(f for _, f in told))
+    assert (c.without_permit, c.above_permit, c.fills) == (0, 0, sum(what == "fill" for _, what in told))
+    own = {p for n, (p, what) in enumerate(told) if what == "take" and p not in {q for q, _ in told[:n]}}
+    assert {p for p, one in state.permits.items() if one.is_own} == own, "who was the first to tell"
+    assert c.elsewhere == sum(what == "fill" and p not in own for p, what in told)
     assert [one.number for one in state.permits.values()] == list(range(1, len(IDS) + 1))
     adds_up(state)
 
@@ -192,6 +214,7 @@ def test_what_is_remembered_is_bounded(limit: int, drawn: list[list[tuple[int, b
     """(41) Of what has ended the latest ``REMEMBERED_MAX``; what is outstanding is never forgotten."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MODULE, "REMEMBERED_MAX", limit)
+        patch.setattr(MODULE, "JUST_ENDED_S", 0)
         state = Reconciled()
         for at, page in enumerate(drawn, 1):
             before = state
@@ -204,6 +227,31 @@ def test_what_is_remembered_is_bounded(limit: int, drawn: list[list[tuple[int, b
             dropped = [before.permits[p].ended_us for p in before.permits.keys() - state.permits.keys()]
             assert not dropped or not ended or max(dropped) <= min(ended)
             assert all(not before.permits[p].is_outstanding or p in done for p in before.permits.keys() - state.permits)
+
+
+@given(
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), max_size=8),
+)
+def test_what_has_just_ended_is_remembered(limit: int, more: int, drawn: list[tuple[int, int]]) -> None:
+    """(41) The latest ``REMEMBERED_MAX``, or all of the last 5 s where they are more, at most ``KNOWN_MAX``."""
+    most, now_us, n = limit + more, 0, 0
+    ended: list[tuple[int, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MODULE, "REMEMBERED_MAX", limit)
+        patch.setattr(MODULE, "KNOWN_MAX", most)
+        state = Reconciled()
+        for wait_s, size in drawn:
+            now_us += wait_s * US
+            page = [f"q{n + i:03}" for i in range(size)]
+            n += size
+            state = reconcile(state, now_us, [(p, Known("A0", 1.0, 10**17)) for p in page], taken=page)
+            ended = sorted([*ended, *((now_us, p) for p in page)], reverse=True)
+            just = sum(now_us - at < 5 * US for at, _ in ended)
+            ended = ended[: min(max(limit, just), most)]
+            assert state.permits.keys() == {p for _, p in ended}
+            adds_up(state)
 
 
 class Accounts(RuleBasedStateMachine):
@@ -231,6 +279,11 @@ class Accounts(RuleBasedStateMachine):
     def consume(self, back: int) -> None:
         """One of the last, or of none."""
         self.state = reconcile(self.state, self.now_us, consumed=[f"q{self.issued - back}"])
+
+    @rule(back=st.integers(0, 5))
+    def take(self, back: int) -> None:
+        """One of the last, or of none, by this account."""
+        self.state = reconcile(self.state, self.now_us, taken=[f"q{self.issued - back}"])
 
     @rule(us=st.one_of(st.integers(0, 70 * US), st.just(3600 * US), st.integers(-US, 0)))
     def wait(self, us: int) -> None:
