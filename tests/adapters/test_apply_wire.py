@@ -52,22 +52,22 @@ ACCOUNT = aw.Account(
     100_000.0,
     0.30000000000000004,
     0.2,
-    {S: Held(-0.1, 90_000.5, NOW_US, 0), "ETHUSDT": Held(0.0, 0.0, 0, NOW_US)},
+    {S: Held(-0.1, 90_000.5, NOW_US, 0, NOW_US, (5, NOW_US)), "ETHUSDT": Held(0.0, 0.0, 0, NOW_US, 9)},
     Reconciled(
         {
             "p2": Known(S, 1.5, NOW_US, Stage.WAITING, 0.0, 0, "ENTRY", "price_unknown", 1),
-            "p1": Known("ETHUSDT", 1e-9, NOW_US, Stage.CONSUMED, 1e-9, NOW_US, "", "", 2),
+            "p1": Known("ETHUSDT", 1e-9, NOW_US, Stage.CONSUMED, 1e-9, NOW_US, "", "", 2, True),
         },
-        Counts(2, 1, 0, 3, 4, 5),
+        Counts(2, 1, 0, 3, 4, 5, 6),
     ),
 )
 TEXTS = {
     "_version": "1", "_rev": "7", "_of": '["e","r","x","t"]', "_events": "1-0", "_results": "2-1", "_fills": "0-0",
     "_transfers": "18446744073709551615-3", "_balance": "100000.1", "_paid_in": "100000.0",
-    "_realised": "0.30000000000000004", "_fees": "0.2", "_counts": "[2,1,0,3,4,5]",
-    f"S:{S}": f"[-0.1,90000.5,{NOW_US},0]", "S:ETHUSDT": f"[0.0,0.0,0,{NOW_US}]",
-    "P:p2": f'["BTCUSDT",1.5,{NOW_US},"waiting",0.0,0,"ENTRY","price_unknown",1]',
-    "P:p1": f'["ETHUSDT",1e-09,{NOW_US},"consumed",1e-09,{NOW_US},"","",2]',
+    "_realised": "0.30000000000000004", "_fees": "0.2", "_counts": "[2,1,0,3,4,5,6]",
+    f"S:{S}": f"[-0.1,90000.5,{NOW_US},0,{NOW_US},[5,{NOW_US}]]", "S:ETHUSDT": f"[0.0,0.0,0,{NOW_US},9,[]]",
+    "P:p2": f'["BTCUSDT",1.5,{NOW_US},"waiting",0.0,0,"ENTRY","price_unknown",1,false]',
+    "P:p1": f'["ETHUSDT",1e-09,{NOW_US},"consumed",1e-09,{NOW_US},"","",2,true]',
 }  # fmt: skip
 
 
@@ -87,7 +87,9 @@ def test_an_account_is_what_was_written() -> None:
 
 
 WITHOUT = {
-    f"{gone} is absent" if gone != "_version" else "its _version": gone for gone in TEXTS if gone.startswith("_")
+    f"its {gone} is absent" if gone != "_version" else "its _version is '', not 1": gone
+    for gone in TEXTS
+    if gone.startswith("_")
 }
 OTHERS: dict[str, list[str]] = {
     "_version": ["", "2", "1.0", "01", " 1"],
@@ -97,19 +99,25 @@ OTHERS: dict[str, list[str]] = {
         "_events", "_results", "_fills", "_transfers")},
     **{n: ["", "x", "NaN", "Infinity", "1e308", "1e400", "null", "true", '"1"', "[1]"] for n in (
         "_balance", "_paid_in", "_realised", "_fees")},
-    "_counts": ["", "x", "{}", "[]", "[1,2,3,4,5]", "[1,2,3,4,5,6,7]", "[1,2,3,4,5,-6]", "[1,2,3,4,5,true]",
-                "[1,2,3,4,5,6.0]", "5"],
-    "S:BTCUSDT": ["", "x", "[]", "[1,2,3]", "[1,2,3,4,5]", "[1,2,3,4.0]", "[1,2,-3,4]", "[NaN,2,3,4]", "[1,null,3,4]",
-                  "[true,2,3,4]", '["1",2,3,4]', "{}", "5", "[1,2,3,null]", "[" * 100_000],
-    "S:btc": ["[1,2,3,4]"],
-    "S:": ["[1,2,3,4]"],
+    "_counts": ["", "x", "{}", "[]", "[9,2,3,4,5]", "[9,2,3,4,5,6]", "[9,2,3,4,5,6,7,8]", "[9,2,3,4,5,6,-7]",
+                "[9,2,3,4,5,6,true]", "[9,2,3,4,5,6,7.0]", "5", "[4,2,3,0,0,0,0]", "[0,1,0,0,0,0,0]",
+                "[0,0,1,0,0,0,0]", "[-1,0,0,0,0,0,0]"],
+    "S:BTCUSDT": ["", "x", "[]", "[1,2,3,4]", "[1,2,3,4,5]", "[1,2,3,4,5,[],6]", "[1,2,3,4.0,5,[]]",
+                  "[1,2,-3,4,5,[]]", "[NaN,2,3,4,5,[]]", "[1,null,3,4,5,[]]", "[true,2,3,4,5,[]]",
+                  '["1",2,3,4,5,[]]', "{}", "5", "[1,2,3,null,5,[]]", "[1,2,3,4,-5,[]]", "[1,2,3,4,5.0,[]]",
+                  "[1,2,3,4,null,[]]", "[1,2,3,4,true,[]]", "[1,2,3,4,5,6]", "[1,2,3,4,5,null]", "[1,2,3,4,5,[6.0]]",
+                  "[1,2,3,4,5,[-6]]", "[1,2,3,4,5,[null]]", '[1,2,3,4,5,"6"]', "[1,2,3,4,5,[[6]]]",
+                  "[1,2,3,4,5,[6,true]]", "[1,2,3,4,5,[%s]]" % 10**18, "[" * 100_000],
+    "S:btc": ["[1,2,3,4,5,[]]"],
+    "S:": ["[1,2,3,4,5,[]]"],
     "P:p 1": [TEXTS["P:p1"]],
     "P:": [TEXTS["P:p1"]],
-    "P:p1": ["", "[]", '["A0",1,2,"waiting",0,0,"",""]', '["A0",1,2,"waiting",0,0,"","",1,2]',
-             '["A0",1,2,"open",0,0,"","",1]', '[5,1,2,"waiting",0,0,"","",1]', '["A0",NaN,2,"waiting",0,0,"","",1]',
-             '["A0",1,2.0,"waiting",0,0,"","",1]', '["A0",1,2,"waiting",null,0,"","",1]',
-             '["A0",1,2,"waiting",0,true,"","",1]', '["A0",1,2,"waiting",0,0,5,"",1]',
-             '["A0",1,2,"waiting",0,0,"",null,1]', '["A0",1,2,"waiting",0,0,"","",-1]', '["A0",1,2,[],0,0,"","",1]'],
+    "P:p1": ["", "[]", '["A0",1,2,"waiting",0,0,"","",1]', '["A0",1,2,"waiting",0,0,"","",1,true,2]',
+             '["A0",1,2,"open",0,0,"","",1,true]', '[5,1,2,"waiting",0,0,"","",1,true]',
+             '["A0",NaN,2,"waiting",0,0,"","",1,true]', '["A0",1,2.0,"waiting",0,0,"","",1,true]',
+             '["A0",1,2,"waiting",null,0,"","",1,true]', '["A0",1,2,"waiting",0,true,"","",1,true]',
+             '["A0",1,2,"waiting",0,0,5,"",1,true]', '["A0",1,2,"waiting",0,0,"",null,1,true]',
+             '["A0",1,2,"waiting",0,0,"","",-1,true]', '["A0",1,2,[],0,0,"","",1,true]'],
 }  # fmt: skip
 
 
@@ -117,17 +125,34 @@ OTHERS: dict[str, list[str]] = {
 def test_an_account_without_one_of_its_fields_cannot_be_read(named: str, gone: str) -> None:
     """It is named; nothing is made up in its place."""
     loaded = aw.decode_state(hash_of({n: t for n, t in TEXTS.items() if n != gone}))
-    assert loaded.account is None
-    assert loaded.texts == {}
-    assert named in loaded.trouble
+    assert loaded == aw.Loaded(trouble=named)
 
 
 @pytest.mark.parametrize(("name", "text"), [(n, t) for n, texts in OTHERS.items() for t in texts], ids=lambda x: x[:30])
 def test_one_field_that_cannot_be_read_makes_the_account_unreadable(name: str, text: str) -> None:
-    """Whatever else stands in it: an account that is guessed at is worse than none."""
-    loaded = aw.decode_state(hash_of({**TEXTS, name: text}))
-    assert loaded.account is None
-    assert loaded.trouble
+    """It is named, whatever else stands there: an account that is guessed at is worse than none."""
+    trouble = f"its {name} is malformed"
+    if name in ("S:btc", "S:", "P:p 1", "P:"):
+        trouble = f"its field {name} is none of ours"
+    elif name == "_version":
+        trouble = f"its _version is {text!r}, not 1"
+    assert aw.decode_state(hash_of({**TEXTS, name: text})) == aw.Loaded(trouble=trouble)
+
+
+def test_a_name_that_cannot_be_shown_is_not() -> None:
+    """Of a field that is none of ours: without control characters, and not at any length."""
+    trouble = aw.decode_state(hash_of({**TEXTS, "S:\x1b[2J" + "x" * 1000: "[]"})).trouble
+    assert trouble.startswith("its field S:")
+    assert trouble.endswith("is none of ours")
+    assert trouble.isprintable()
+    assert len(trouble) < 500
+
+
+def test_a_field_of_nobody_goes_with_the_next_write() -> None:
+    """It is neither a symbol's nor a permit's, and nothing hangs on it."""
+    loaded = aw.decode_state(hash_of({**TEXTS, "other": "x", "_later": "y", "": ""}))
+    assert (loaded.account, loaded.trouble) == (ACCOUNT, "")
+    assert aw.saving("k", loaded.texts, ACCOUNT).delete == ("", "_later", "other")
 
 
 NO_HASHES: list[Any] = [
@@ -158,15 +183,29 @@ times = st.integers(0, 10**18 - 1)
 entry_ids = st.builds(lambda ms, seq: f"{ms}-{seq}", st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 names = st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True)
 symbols = st.from_regex(r"[A-Z0-9]{2,30}", fullmatch=True)
-helds = st.builds(Held, usd, usd, times, times)
+helds = st.builds(Held, usd, usd, times, times, times, st.lists(times, max_size=3).map(tuple))
 knowns = st.builds(
-    Known, symbols, usd, times, st.sampled_from(Stage), usd, times, st.text(max_size=9), st.text(max_size=9), times
+    Known,
+    symbols,
+    usd,
+    times,
+    st.sampled_from(Stage),
+    usd,
+    times,
+    st.text(max_size=9),
+    st.text(max_size=9),
+    times,
+    st.booleans(),
 )
+counts = st.builds(
+    lambda consumed, expired, outstanding, *fills: Counts(consumed + expired + outstanding, consumed, expired, *fills),
+    *[st.integers(0, 10**17)] * 3, *[times] * 4,
+)  # fmt: skip
 streams = st.tuples(*[st.text(max_size=9)] * 4)
 accounts = st.builds(
     aw.Account, times, streams, st.fixed_dictionaries(dict.fromkeys(aw.STREAMS, entry_ids)),
     usd, usd, usd, usd, st.dictionaries(symbols, helds, max_size=4),
-    st.builds(Reconciled, st.dictionaries(names, knowns, max_size=4), st.builds(Counts, *[times] * 6)),
+    st.builds(Reconciled, st.dictionaries(names, knowns, max_size=4), counts),
 )  # fmt: skip
 
 
@@ -192,7 +231,7 @@ def test_an_account_reads_back_bit_for_bit(account: aw.Account) -> None:
         lambda put: [*hash_of(TEXTS), put[0].encode() + put[1], put[2]]),
     st.dictionaries(st.sampled_from(sorted(TEXTS)), st.recursive(
         st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.sampled_from([*Stage])),
-        lambda inner: st.lists(inner, max_size=9), max_leaves=10,
+        lambda inner: st.lists(inner, max_size=10), max_leaves=12,
     ).map(json.dumps)).map(lambda put: hash_of({**TEXTS, **put})),
 ))  # fmt: skip
 def test_a_state_is_total(reply: Any) -> None:
@@ -228,9 +267,9 @@ def test_saving_the_same_writes_nothing_but_a_first_one_everything() -> None:
     assert aw.saving("k", {}, ACCOUNT).fields == TEXTS
     same = aw.saving("k", TEXTS, ACCOUNT)
     assert (same.fields, same.delete) == ({}, ())
-    later = replace(ACCOUNT, revision=8, held={"ETHUSDT": Held(1.0, 2.0, 3, 4)}, permits=Reconciled())
+    later = replace(ACCOUNT, revision=8, held={"ETHUSDT": Held(1.0, 2.0, 3, 4, 5, (6,))}, permits=Reconciled())
     effect = aw.saving("k", {**TEXTS, "other": "x"}, later)
-    assert effect.fields == {"_rev": "8", "_counts": "[0,0,0,0,0,0]", "S:ETHUSDT": "[1.0,2.0,3,4]"}
+    assert effect.fields == {"_rev": "8", "_counts": "[0,0,0,0,0,0,0]", "S:ETHUSDT": "[1.0,2.0,3,4,5,[6]]"}
     assert effect.delete == ("P:p1", "P:p2", f"S:{S}", "other")
 
 
@@ -238,7 +277,7 @@ def test_saving_the_same_writes_nothing_but_a_first_one_everything() -> None:
 
 PARAMS = qa.GovernorParams(apply_mode="production")
 LOOSE = qa.GovernorParams(
-    apply_mode="production", max_notional_per_trade_usd=1e30, max_total_notional_usd=1e30,
+    apply_mode="production", symbol_cooldown_s=7, max_exec_per_5min=5, max_exec_per_hour=11, max_notional_per_trade_usd=1e30, max_total_notional_usd=1e30,
     max_reduce_notional_per_day_usd=1e30,
 )  # fmt: skip
 PLAN = qa.Plan("p1", S, "ENTRY", NOW, Side.BUY, 1.5, 100.0, 0.1)
@@ -341,6 +380,7 @@ def test_every_permit_of_the_governor_is_accepted(
     assert (terms.reduce_only, terms.dry_run, terms.apply_mode) == (position is not None, False, "production")
     assert (terms.factor, terms.extra_cooldown_s) == (round(made.hint.factor, 4), made.hint.extra_cooldown_sec)
     assert terms.downsizes == (made.hint.action is qa.HintAction.DOWNSIZE)
+    assert terms.limits == (7, 5, 11)
     assert abs(until_us - UNTIL) <= 1
     filled = apply_permit(ApplyInputs(
         "p1", S, terms, NOW_US, until_us, held=Held(position or 0.0, 100.0), price_usd=qa.fresh(price, NOW)
@@ -365,6 +405,8 @@ FLAWS: dict[str, list[Any]] = {
     "decision_id": [None, 5, ["d"], "\ud800", ...],
     "eff_factor": ["0", "0.0", "-0.5", "1.0001", "2", "nan", "inf", "", "x", True, 1.0, 0.5, None, [0.5], ...],
     "extra_cooldown_sec": ["-1", "86401", "96.0", "1e2", "", "x", "nan", True, 96, 96.0, None, "9" * 5000, ...],
+    "limits": [[60, 2], [60, 2, 3, 4], [], [60, 2, 3.0], [60, 2, True], [60, 2, None], [-60, 2, 3], ["60", 2, 3],
+               [60, [2], 3], [10**18, 2, 3], [math.nan, 2, 3], "123", 5, None, {}, {"1": 2, "3": 4, "5": 6}, ...],
     "eff_action": [...],
     "eff_lane": [...],
 }  # fmt: skip
@@ -381,12 +423,15 @@ def test_the_edges_of_a_permits_fields() -> None:
     for fields in (
         {"computed_qty": 5e-324}, {"computed_qty": 1e15}, {"computed_qty": 2}, {"computed_notional": 0},
         {"eff_factor": "1"}, {"eff_factor": "0.0001"}, {"extra_cooldown_sec": "0"}, {"extra_cooldown_sec": "86400"},
-        {"side": ""}, {"side": None}, {"created_at": -5}, {"consumed": True},
+        {"side": ""}, {"side": None}, {"created_at": -5}, {"consumed": True}, {"limits": [0, 0, 0]},
     ):  # fmt: skip
         assert read(changed(**fields)) is not None, fields
     found = read(changed(created_at=5, side=""))
     assert found is not None
     assert (found[0].side, found[1]) == (None, 66 * US)
+    found = read(changed(limits=[7, 5, 11]))
+    assert found is not None
+    assert found[0] == replace(TERMS, limits=(7, 5, 11))
     assert aw.terms_of(RAW, "p2", S, ()) is None
     assert aw.terms_of(RAW, "p1", "ETHUSDT", ()) is None
 
@@ -439,6 +484,8 @@ def test_terms_are_total(raw: bytes) -> None:
         assert 0.0 < t.factor <= 1.0
         assert 0 <= t.extra_cooldown_s <= aw.COOLDOWN_MAX_S
         assert isinstance(until_us, int)
+        assert [type(n) for n in t.limits] == [int] * 3
+        assert min(t.limits) >= 0
         record = qa.apply_fields(apply_permit(ApplyInputs("p1", S, t, NOW_US, until_us)), ApplyParams())
         assert all(text.encode() for text in record.values() if text)
 
@@ -518,6 +565,7 @@ def test_who_says_that_a_permit_is_used_up(fields: dict[str, str], plan_id: str 
 
 
 FILL = {"symbol": S, "plan_id": "p1", "filled_qty": "1.5"}
+UNREAD = SeenFill("", "", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -527,23 +575,26 @@ FILL = {"symbol": S, "plan_id": "p1", "filled_qty": "1.5"}
         ({"payload": json.dumps(FILL)}, SeenFill("p1", S, 1.5)),
         ({"payload": json.dumps({**FILL, "filled_qty": 1.5}), "symbol": "ETHUSDT"}, SeenFill("p1", S, 1.5)),
         ({"symbol": S}, SeenFill("", S, 0.0)),
+        ({**FILL, "filled_qty": ""}, SeenFill("", S, 0.0)),
+        ({"symbol": S, "plan_id": "p1"}, SeenFill("", S, 0.0)),
+        ({**FILL, "filled_qty": "0"}, SeenFill("p1", S, 0.0)),
         ({**FILL, "plan_id": "p 1"}, SeenFill("", S, 1.5)),
-        ({**FILL, "filled_qty": "x"}, SeenFill("p1", S, 0.0)),
-        ({**FILL, "filled_qty": "-1.5"}, SeenFill("p1", S, 0.0)),
-        ({**FILL, "filled_qty": "1e400"}, SeenFill("p1", S, 0.0)),
+        ({**FILL, "filled_qty": "x"}, SeenFill("", S, 0.0)),
+        ({**FILL, "filled_qty": "-1.5"}, SeenFill("", S, 0.0)),
+        ({**FILL, "filled_qty": "1e400"}, SeenFill("", S, 0.0)),
         ({"payload": json.dumps({"symbol": S, "plan_id": [5], "filled_qty": None})}, SeenFill("", S, 0.0)),
-        ({**FILL, "symbol": "btc"}, None),
-        ({"plan_id": "p1", "filled_qty": "1"}, None),
-        ({"payload": "{"}, None),
-        ({"payload": "[]", **FILL}, None),
-        ({"payload": '{"symbol":["BTCUSDT"]}'}, None),
-        ({"payload": "[" * 4000}, None),
-        ({"payload": json.dumps({**FILL, "more": "x" * 4096})}, None),
+        ({**FILL, "symbol": "btc"}, UNREAD),
+        ({"plan_id": "p1", "filled_qty": "1"}, UNREAD),
+        ({"payload": "{"}, UNREAD),
+        ({"payload": "[]", **FILL}, UNREAD),
+        ({"payload": '{"symbol":["BTCUSDT"]}'}, UNREAD),
+        ({"payload": "[" * 4000}, UNREAD),
+        ({"payload": json.dumps({**FILL, "more": "x" * 4096})}, UNREAD),
     ],
     ids=lambda x: repr(x)[:60],
 )
-def test_a_fill_of_the_execution_stream(fields: dict[str, str], fill: SeenFill | None) -> None:
-    """Flat or nested; without an id or a quantity it is a fill all the same, without a symbol it is none."""
+def test_a_fill_of_the_execution_stream(fields: dict[str, str], fill: SeenFill) -> None:
+    """Flat or nested; one without an id, a quantity or a symbol is a fill all the same, and of no permit."""
     assert aw.fill_of(entry(**fields)) == fill
 
 
@@ -561,8 +612,8 @@ def test_a_transfer(fields: dict[str, str], usd: float) -> None:
 
 @pytest.mark.parametrize("told", NO_ENTRIES, ids=lambda e: repr(e)[:60])
 def test_what_is_no_entry_tells_of_nothing(told: Any) -> None:
-    """Of no consumption, no fill and no money."""
-    assert (aw.consumed_by(told), aw.fill_of(told), aw.transfer_usd(told)) == (None, None, 0.0)
+    """Of no consumption and no money; of a fill that nobody permitted."""
+    assert (aw.consumed_by(told), aw.fill_of(told), aw.transfer_usd(told)) == (None, UNREAD, 0.0)
 
 
 def test_ids_of_entries() -> None:
@@ -600,9 +651,9 @@ def test_entries_are_total(told: Any) -> None:
         assert kept.account is not None
         assert kept.account.permits.permits[plan_id] == one
     assert used is None or codec.word(used.encode()) == used
-    if fill is not None:
-        assert codec.symbol(fill.symbol.encode()) == fill.symbol
-        assert 0.0 <= fill.qty <= codec.USD_LIMIT
-        assert fill.plan_id == "" or codec.word(fill.plan_id.encode()) == fill.plan_id
+    assert fill == SeenFill("", fill.symbol, 0.0) or fill.symbol
+    assert fill.symbol == "" or codec.symbol(fill.symbol.encode()) == fill.symbol
+    assert 0.0 <= fill.qty <= codec.USD_LIMIT
+    assert fill.plan_id == "" or codec.word(fill.plan_id.encode()) == fill.plan_id
     assert abs(usd_in) <= codec.USD_LIMIT
     assert all(isinstance(i, str) for i in aw.ids_of([told]))

@@ -1,4 +1,4 @@
-"""When an open that was consumed stops counting: a position of that very second, and a portfolio from after its life."""
+"""When an open that was consumed stops counting: a position of that second, and a portfolio from after its life."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def whole() -> Outcome:
 def test_every_check_holds(whole: Outcome) -> None:
     """Money, positions, permits, fills, limits and records are checked by the demo itself, and hold."""
     assert [c.name for c in whole.checks if not c.ok] == []
-    assert len(whole.checks) == 6
+    assert len(whole.checks) == 8
     assert whole.account.permits.counts.issued == whole.progress.tally.permits > 100
 
 
@@ -210,7 +210,9 @@ def test_a_broken_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     turns: list[str] = []
     monkeypatch.setattr(demo.Services, "run", tampered)
     made = run(40)
-    assert {c.name for c in made.checks if not c.ok} == {"sum of fills = position", "every fill has its permit"}
+    assert {c.name for c in made.checks if not c.ok} == {
+        "sum of fills = position", "every fill has its permit", "equity by fills and candles",
+    }  # fmt: skip
     assert made.account.permits.counts.without_permit == 1
     assert not made.holds
 
