@@ -113,6 +113,7 @@ OTHERS: dict[str, list[str]] = {
     "P:p 1": [TEXTS["P:p1"]],
     "P:": [TEXTS["P:p1"]],
     "P:p1": ["", "[]", '["A0",1,2,"waiting",0,0,"","",1]', '["A0",1,2,"waiting",0,0,"","",1,true,2]',
+          '["A0",1,2,"waiting",0,0,"","",1,5]', '["A0",1,2,"waiting",0,0,"","",1,null]',
              '["A0",1,2,"open",0,0,"","",1,true]', '[5,1,2,"waiting",0,0,"","",1,true]',
              '["A0",NaN,2,"waiting",0,0,"","",1,true]', '["A0",1,2.0,"waiting",0,0,"","",1,true]',
              '["A0",1,2,"waiting",null,0,"","",1,true]', '["A0",1,2,"waiting",0,true,"","",1,true]',
@@ -277,7 +278,8 @@ def test_saving_the_same_writes_nothing_but_a_first_one_everything() -> None:
 
 PARAMS = qa.GovernorParams(apply_mode="production")
 LOOSE = qa.GovernorParams(
-    apply_mode="production", symbol_cooldown_s=7, max_exec_per_5min=5, max_exec_per_hour=11, max_notional_per_trade_usd=1e30, max_total_notional_usd=1e30,
+    apply_mode="production", symbol_cooldown_s=7, max_exec_per_5min=5, max_exec_per_hour=11,
+    max_notional_per_trade_usd=1e30, max_total_notional_usd=1e30,
     max_reduce_notional_per_day_usd=1e30,
 )  # fmt: skip
 PLAN = qa.Plan("p1", S, "ENTRY", NOW, Side.BUY, 1.5, 100.0, 0.1)
@@ -405,7 +407,7 @@ FLAWS: dict[str, list[Any]] = {
     "decision_id": [None, 5, ["d"], "\ud800", ...],
     "eff_factor": ["0", "0.0", "-0.5", "1.0001", "2", "nan", "inf", "", "x", True, 1.0, 0.5, None, [0.5], ...],
     "extra_cooldown_sec": ["-1", "86401", "96.0", "1e2", "", "x", "nan", True, 96, 96.0, None, "9" * 5000, ...],
-    "limits": [[60, 2], [60, 2, 3, 4], [], [60, 2, 3.0], [60, 2, True], [60, 2, None], [-60, 2, 3], ["60", 2, 3],
+    "limits": [[86_401, 2, 3], [10**13, 2, 3], [60, 2], [60, 2, 3, 4], [], [60, 2, 3.0], [60, 2, True], [60, 2, None], [-60, 2, 3], ["60", 2, 3],
                [60, [2], 3], [10**18, 2, 3], [math.nan, 2, 3], "123", 5, None, {}, {"1": 2, "3": 4, "5": 6}, ...],
     "eff_action": [...],
     "eff_lane": [...],

@@ -30,12 +30,15 @@ PAID_IN = 1000.0
 Run = tuple[Records, Account]
 Order = tuple[float, str, float, float]
 """Seconds after the beginning, symbol, signed quantity, price."""
+ANY = (0, 1_000, 1_000)
+"""Limits of permits that keep no fill from being made: it is for the checks to see that one should not have been."""
 NAMES = {
     "money": "balance + unrealised = equity",
     "positions": "sum of fills = position",
     "permits": "permits = consumed + expired + outstanding",
     "fills": "every fill has its permit",
     "limits": "no limit exceeded by the fills",
+    "kills": "the kill switch holds",
 }
 
 
@@ -53,7 +56,7 @@ def run(*orders: Order, bars: bool = True) -> Run:
         plan_id, now_us, before = f"p{n}", round((T0 + at) * US), held.get(symbol, FLAT)
         closes = before.qty * qty < 0.0 and abs(qty) <= abs(before.qty)
         side = Side.BUY if qty > 0.0 else Side.SELL
-        terms = Terms(abs(qty), abs(qty) * price, side, closes, "production", False, False, 1.0, 0, "d" * 16)
+        terms = Terms(abs(qty), abs(qty) * price, side, closes, "production", False, False, 1.0, 0, "d" * 16, ANY)
         inputs = ApplyInputs(
             plan_id, symbol, terms, now_us, now_us + 60 * US, held=before, price_usd=qa.fresh(price, T0 + at)
         )
@@ -74,7 +77,7 @@ def run(*orders: Order, bars: bool = True) -> Run:
         balance = made.trade.balance_usd(balance)
         realised, fees = realised + (made.trade.pnl_usd or 0.0), fees + made.trade.fee_usd
         permit = Known(symbol, terms.qty, now_us + 60 * US)
-        known = reconcile(known, now_us, [(plan_id, permit)], [plan_id], [SeenFill(plan_id, symbol, abs(qty))])
+        known = reconcile(known, now_us, [(plan_id, permit)], (), [SeenFill(plan_id, symbol, abs(qty))], [plan_id])
         open_pnl = sum(h.unrealized_pnl_usd(marks[s]) for s, h in held.items())
         notional = sum(abs(h.qty) * marks[s] for s, h in held.items())
         portfolio.append(
@@ -101,7 +104,7 @@ def sound() -> Run:
     late = {"plan_id": "p7", "symbol": BTC, "consumed": "0", "executed": "false", "error": "permit_expired"}
     now_us, until_us = (T0 + 500) * US, (T0 + 490) * US
     issued = [(p, Known(BTC, 1.0, until_us + (100 * US if p == "p8" else 0))) for p in ("p6", "p7", "p8")]
-    known = reconcile(account.permits, now_us, issued, ["p6"])
+    known = reconcile(account.permits, now_us, issued, taken=["p6"])
     noise = ({"event": "BLOCK", "plan_id": "p9"}, {"event": "REPLAY", "plan_id": "p1"}, {"no": "event"})
     events, results = (*records.events, *more, *noise), (*records.results, void, late)
     return replace(records, events=events, results=results), replace(account, permits=known)
@@ -118,12 +121,17 @@ def red(one: Run, params: qa.GovernorParams = PARAMS) -> dict[str, str]:
 def test_a_sound_run_passes() -> None:
     """Every check, with figures that tell what was looked at."""
     assert red(sound()) == {}
-    money, positions, permits, fills, limits = conserve.checks(*sound(), PARAMS)
-    assert money.detail == "1,025.34 USD = 1,000.00 paid in, +25.50 realised, -0.16 fees; 5 portfolio records"
+    money, positions, permits, fills, limits, kills = conserve.checks(*sound(), PARAMS)
+    assert money.detail == (
+        "balance 1,025.34 USD = 1,000.00 paid in +25.50 realised -0.16 fees; at the last bar 1,025.34 +7.50 unrealised"
+        " = 1,032.84"
+    )
+    assert not conserve.money(*run((0, BTC, 1.0, 100.0), bars=False)).detail.count("bar")
     assert positions.detail == "5 fills of 2 symbols"
     assert permits.detail == "8 = 6 consumed + 1 expired + 1 outstanding"
     assert fills.detail == "5 fills, none above its permit"
     assert limits.detail == "3 opens within windows, cooldown, notional, positions and total"
+    assert kills.detail == "0 changes of it, 5 fills"
 
 
 def test_a_run_without_anything_passes() -> None:
@@ -246,8 +254,15 @@ FAULTS: dict[str, tuple[Callable[[Run], Run], str, str]] = {
     ),
     "a dearer open": (put("executions", 1, price="50.000001"), "fills", f"p2 of {ETH}: 2.0 is more"),
     "a permit filled twice": (put("executions", 2, plan_id="p1"), "fills", f"p1 of {BTC}: a second fill"),
-    "a fill without a permit counted": (counted(without_permit=1), "fills", "1 without a permit and 0 above"),
-    "a fill above its permit counted": (counted(above_permit=1), "fills", "0 without a permit and 1 above"),
+    "a fill without a permit counted": (
+        counted(without_permit=1), "fills", "1 without a permit, 0 above theirs, 0 not in the account were counted",
+    ),
+    "a fill above its permit counted": (
+        counted(above_permit=1), "fills", "0 without a permit, 1 above theirs, 0 not in the account were counted",
+    ),
+    "a fill elsewhere counted": (
+        counted(elsewhere=1), "fills", "0 without a permit, 0 above theirs, 1 not in the account were counted",
+    ),
 }  # fmt: skip
 
 
@@ -347,6 +362,47 @@ LIMITS: dict[str, tuple[Run, dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+CLOSES = [(60 * i, BTC, -0.1, 9.0) for i in range(1, 4)]
+LIMITS |= {
+    "closes of five minutes": (run((0, BTC, 1.0, 9.0), *CLOSES), {"max_close_per_5min": 3}, ""),
+    "a close too many in five minutes": (
+        run((0, BTC, 1.0, 9.0), *CLOSES), {"max_close_per_5min": 2},
+        "p4 of BTCUSDT: 3 closes in an hour, 3 in 5 minutes",
+    ),
+    "closes of another symbol": (
+        run((0, BTC, 1.0, 9.0), (0, ETH, 1.0, 9.0), *CLOSES[:2], (150, ETH, -0.1, 9.0)), {"max_close_per_5min": 2}, "",
+    ),
+    "three closes in five minutes to the microsecond": (
+        run((0, BTC, 1.0, 9.0), *CLOSES[:2], (360, BTC, -0.1, 9.0)), {"max_close_per_5min": 2}, "",
+    ),
+    "three closes in a microsecond less": (
+        run((0, BTC, 1.0, 9.0), *CLOSES[:2], (359.999999, BTC, -0.1, 9.0)), {"max_close_per_5min": 2},
+        "p4 of BTCUSDT: 3 closes in an hour, 3 in 5 minutes",
+    ),
+    "closes of an hour": (
+        run((0, BTC, 1.0, 9.0), *CLOSES[:2], (3660, BTC, -0.1, 9.0)), {"max_close_per_hour": 2}, "",
+    ),
+    "a close too many in an hour": (
+        run((0, BTC, 1.0, 9.0), *CLOSES[:2], (3659.999999, BTC, -0.1, 9.0)), {"max_close_per_hour": 2},
+        "p4 of BTCUSDT: 3 closes in an hour, 1 in 5 minutes",
+    ),
+}  # fmt: skip
+
+
+def test_a_close_that_waited_keeps_the_window_of_its_permit() -> None:
+    """Closes are never held back: three that are filled within five minutes, of permits that kept the window, are no
+    fault; without what their events tell of the times of issue they are one."""
+    records, account = run((0, BTC, 1.0, 9.0), (159, BTC, -0.1, 9.0), (200, BTC, -0.1, 9.0), (401, BTC, -0.1, 9.0))
+    params = replace(PARAMS, max_close_per_5min=2)
+    assert red((records, account), params).keys() == {"limits"}
+    issued = {"p2": 100, "p3": 200, "p4": 401}
+    events = tuple(
+        {**e, **({"issued_us": str((T0 + issued[e["plan_id"]]) * US)} if e["plan_id"] in issued else {})}
+        for e in records.events
+    )
+    assert red((replace(records, events=events), account), params) == {}
+
+
 @pytest.mark.parametrize("name", LIMITS)
 def test_limits_by_the_fills(name: str) -> None:
     """To their edges and no further; everything else about these runs is sound."""
@@ -372,6 +428,209 @@ def test_what_was_not_filled_counts_for_no_limit() -> None:
     records, account = run((0, BTC, 2.0, 100.0))
     more = tuple({"plan_id": f"q{i}", "symbol": BTC, "executed": "false", "consumed": "0"} for i in range(9))
     assert red((replace(records, results=(*more, *records.results, *more)), account)) == {}
+
+
+# --- the kill switch -------------------------------------------------------------------------------------------------
+
+Change = tuple[float, str, str]
+"""Seconds after the beginning, event and reason."""
+TRADES = run(
+    (0, BTC, 1.0, 100.0), (100, BTC, -0.2, 100.0), (200, ETH, 1.0, 50.0), (300, BTC, -0.2, 100.0), (400, BTC, 0.1, 90.0)
+)
+"""p1 opens, p2 closes a part, p3 opens, p4 closes a part, p5 opens."""
+HALT, LATCH, OFF, REDUCE = ("KILL", "halt"), ("KILL", "latched"), ("KILL", "off"), ("KILL", "reduce")
+REARM, DISARM = ("REARM", "rearm"), ("AUTO_DISARM", "burst_limit")
+
+
+def switched(*changes: Change) -> Run:
+    """The trades, with the switch moved in between."""
+    told: list[Entry] = [
+        {"event": event, "plan_id": "", "symbol": "", "reason": reason, "timestamp": str(math.floor(T0 + at))}
+        for at, event, reason in changes
+    ]
+    return replace(TRADES[0], events=(*TRADES[0].events, *told)), TRADES[1]
+
+
+KILLS: dict[str, tuple[tuple[Change, ...], str]] = {
+    "never moved": ((), ""),
+    "off": (((50, *OFF),), ""),
+    "a halt after all": (((401, *HALT),), ""),
+    "a close during a halt": (((50, *HALT),), "p2 of BTCUSDT was filled during a halt"),
+    "an open during a halt": (((150, *HALT),), "p3 of ETHUSDT was filled during a halt"),
+    "the last one": (((350, *HALT),), "p5 of BTCUSDT was filled during a halt"),
+    "of the second of the halt": (((400, *HALT),), "p5 of BTCUSDT was filled during a halt"),
+    "during a halt that a governor saw first": (((50, *LATCH),), "p2 of BTCUSDT was filled during a halt"),
+    "off, but latched": (((101, *HALT), (102, *LATCH), (103, *OFF)), "p3 of ETHUSDT was filled during a halt"),
+    "off, but not rearmed": (((101, *HALT), (103, *OFF)), "p3 of ETHUSDT was filled during a halt"),
+    "reduce, but latched": (((201, *HALT), (203, *REDUCE)), "p4 of BTCUSDT was filled during a halt"),
+    "off and rearmed": (((101, *HALT), (102, *LATCH), (103, *OFF), (104, *REARM)), ""),
+    "rearmed and halted again": (
+        ((101, *HALT), (103, *OFF), (104, *REARM), (250, *HALT)), "p4 of BTCUSDT was filled during a halt",
+    ),
+    "rearmed too late": (
+        ((101, *HALT), (201, *OFF), (202, *REARM)), "p3 of ETHUSDT was filled during a halt",
+    ),
+    "a close while it reduces": (((50, *REDUCE), (150, *OFF)), ""),
+    "an open while it reduces": (((50, *REDUCE),), "p3 of ETHUSDT was filled during REDUCE_ONLY"),
+    "an open while it has disarmed itself": (((50, *DISARM),), "p3 of ETHUSDT was filled during REDUCE_ONLY"),
+    "a close while it has disarmed itself": (((250, *DISARM), (350, *OFF)), ""),
+    "an open after off": (((50, *DISARM), (150, *OFF)), ""),
+    "an open after the second disarming": (
+        ((50, *DISARM), (150, *OFF), (350, *DISARM)), "p5 of BTCUSDT was filled during REDUCE_ONLY",
+    ),
+    "a disarming does not end a halt": (((50, *HALT), (60, *DISARM)), "p2 of BTCUSDT was filled during a halt"),
+    "disarmed, set to reduce": (((50, *DISARM), (60, *REDUCE)), "p3 of ETHUSDT was filled during REDUCE_ONLY"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KILLS)
+def test_the_kill_switch_by_the_fills(name: str) -> None:
+    """A halt lets nothing through until it is off and rearmed; what reduces goes through a switch at reduce."""
+    changes, said = KILLS[name]
+    assert red(switched(*changes)) == ({"kills": said} if said else {})
+    if not said:
+        assert conserve.kills(*switched(*changes)).detail == f"{len(changes)} changes of it, 5 fills"
+
+
+# --- value by fills and candles --------------------------------------------------------------------------------------
+
+
+class Bars:
+    """Bars of an account without fees of its own: each its transfers, candles, fills and portfolio."""
+
+    def __init__(self) -> None:
+        """Nothing was looked at yet."""
+        self.seen: list[tuple[Records, dict[str, float]]] = []
+
+    def bar(
+        self, equity_usd: float, closes: dict[str, float], *fills: tuple[str, float, float, float], paid: float = 0.0
+    ) -> None:
+        """A bar's portfolio and candles; symbol, signed quantity, price and fee of each fill; what is paid in."""
+        n = len(self.seen)
+        made: list[Entry] = [
+            {"symbol": s, "filled_qty": repr(abs(q)), "side": "BUY" if q > 0.0 else "SELL", "price": repr(price),
+             "fee_usd": repr(fee), "plan_id": f"p{n}-{i}"}
+            for i, (s, q, price, fee) in enumerate(fills)
+        ]  # fmt: skip
+        state = {"timestamp": str(T0 + 60 * n), "equity_usd": repr(equity_usd)}
+        moved: tuple[Entry, ...] = ({"usd": repr(paid)},) if paid else ()
+        self.seen.append((Records((state,), executions=tuple(made), transfers=moved), closes))
+
+
+def valued(seen: list[tuple[Records, dict[str, float]]]) -> conserve.Check:
+    """What comes of some bars."""
+    valuer = conserve.Valuer(1000.0)
+    for records, closes in seen:
+        valuer.look(records, closes)
+    return valuer.check
+
+
+def sound_bars() -> list[tuple[Records, dict[str, float]]]:
+    """Opens, a part closed, a flip, a symbol without a candle for a bar, and money paid in and out; by hand."""
+    b = Bars()
+    b.bar(1000.0, {BTC: 100.0, ETH: 50.0}, (BTC, 2.0, 100.0, 1.0), (ETH, -1.0, 50.0, 0.5))
+    b.bar(1014.5, {BTC: 110.0, ETH: 54.0}, (BTC, -1.0, 110.0, 0.5))  # 998.5 + 20 - 4
+    b.bar(1024.0, {BTC: 120.0}, (ETH, 1.5, 54.0, 0.0), paid=500.0)  # 1014.0 + 10; ETH at its last
+    b.bar(1521.0, {BTC: 115.0, ETH: 58.0}, paid=-200.0)  # 1024.0 + 500 - 5 + 0.5 x 4
+    b.bar(1321.0, {BTC: 115.0, ETH: 58.0}, (BTC, -1.0, 115.0, 1.0), (ETH, -0.5, 58.0, 0.0))
+    b.bar(1320.0, {BTC: 500.0, ETH: 1.0})
+    return b.seen
+
+
+def test_a_sound_account_is_what_fills_and_candles_come_to() -> None:
+    """Bar by bar; a look without a portfolio, as the last one is, counts none."""
+    wanted = conserve.Check(
+        "equity by fills and candles", True, "6 portfolio records, every fill at the close of its bar"
+    )
+    assert valued(sound_bars()) == wanted
+    assert valued([*sound_bars(), (Records(), {})]) == wanted
+    assert valued([]).detail == "0 portfolio records, every fill at the close of its bar"
+
+
+Bar = tuple[Records, dict[str, float]]
+
+
+def at(bar: int, change: Callable[[Run], Run]) -> Callable[[list[Bar]], list[Bar]]:
+    """One bar's records changed."""
+    return lambda seen: [
+        (change((records, Account()))[0], closes) if n == bar else (records, closes)
+        for n, (records, closes) in enumerate(seen)
+    ]
+
+
+def candles(bar: int, **closes: float) -> Callable[[list[Bar]], list[Bar]]:
+    """One bar's candles changed."""
+    return lambda seen: [(r, {**told, **closes} if n == bar else told) for n, (r, told) in enumerate(seen)]
+
+
+def paid_at(bar: int, *usd: str) -> Callable[[list[Bar]], list[Bar]]:
+    """One bar's transfers replaced."""
+    return at(bar, lambda one: (replace(one[0], transfers=tuple({"usd": u} for u in usd)), one[1]))
+
+
+VALUES: dict[str, tuple[Callable[[list[Bar]], list[Bar]], str]] = {
+    "equity off by a cent": (at(3, put("portfolio", 0, equity_usd="1521.01")), f"at {T0 + 180}: equity 1521.01, by"),
+    "equity off at the first bar": (at(0, put("portfolio", 0, equity_usd="999.99")), f"at {T0}: equity 999.99, by"),
+    "equity off at the last bar": (at(5, put("portfolio", 0, equity_usd="1320.1")), "by fills and candles 1320.0"),
+    "a position without a fill": (at(0, drop("executions", 1)), f"at {T0 + 60}: equity 1014.5, by fills"),
+    "a fill that is in no position": (at(1, twice("executions", 0)), f"at {T0 + 120}: equity 1024.0, by"),
+    "a fill on the other side": (at(0, put("executions", 0, side="SELL")), f"at {T0 + 60}: equity"),
+    "a fill of more": (at(0, put("executions", 0, filled_qty="2.01")), f"at {T0 + 60}: equity"),
+    "a fill of another symbol": (at(0, put("executions", 0, symbol=ETH)), "p0-0 of ETHUSDT: filled at 100.0"),
+    "a fee that was not paid": (at(0, put("executions", 0, fee_usd="0")), f"at {T0 + 60}: equity"),
+    "a fill away from the close": (
+        at(1, put("executions", 0, price="110.00000000000001")),
+        "p1-0 of BTCUSDT: filled at 110.00000000000001, the close is 110.0",
+    ),
+    "a fill at the close before": (at(1, put("executions", 0, price="100.0")), "filled at 100.0, the close is 110.0"),
+    "a fill without a price": (at(1, put("executions", 0, price=None)), "filled at 0.0, the close is 110.0"),
+    "a fill of a symbol that never had a candle": (
+        at(1, put("executions", 0, symbol=SOL)), "p1-0 of SOLUSDT: filled at 110.0, the close is None",
+    ),
+    "another candle": (candles(3, ETHUSDT=58.5), f"at {T0 + 180}: equity 1521.0, by fills and candles 1521.25"),
+    "a candle where there was none": (candles(2, ETHUSDT=60.0), f"at {T0 + 120}: equity 1024.0, by"),
+    "money that is nowhere told": (paid_at(2), f"at {T0 + 180}: equity 1521.0, by fills and candles 1021.0"),
+    "money that is not there": (paid_at(1, "10"), f"at {T0 + 120}: equity 1024.0, by fills and candles 1034.0"),
+    "money a bar too early": (
+        lambda seen: paid_at(1, "500.0")(paid_at(2)(seen)), "1024.0, by fills and candles 1524.0",
+    ),
+    "money a bar too late": (
+        lambda seen: paid_at(3, "300.0")(paid_at(2)(seen)), f"at {T0 + 180}: equity 1521.0, by",
+    ),
+    "money twice": (paid_at(2, "500.0", "500.0"), "by fills and candles 2021.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_a_value_that_is_not_that_of_fills_and_candles_is_seen(name: str) -> None:
+    """The first one is told, with its time or its permit."""
+    change, said = VALUES[name]
+    found = valued(change(sound_bars()))
+    assert found.name == "equity by fills and candles"
+    assert not found.ok
+    assert said in found.detail
+
+
+RIGHT: dict[str, Callable[[list[Bar]], list[Bar]]] = {
+    "rounding": at(3, put("portfolio", 0, equity_usd=repr(up(1521.0)))),
+    "a symbol that nobody holds": candles(3, SOLUSDT=1.0),
+    "a bar without a portfolio": at(2, drop("portfolio", 0)),
+    "a portfolio told twice": at(2, twice("portfolio", 0)),
+    "money in two parts": paid_at(2, "300.0", "200.0"),
+    "a transfer that cannot be read": paid_at(1, "much"),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_value_that_is_right_stays_so(name: str) -> None:
+    """Rounding, and what no equity hangs on."""
+    assert valued(RIGHT[name](sound_bars())).ok
+
+
+def test_the_first_wrong_value_is_remembered() -> None:
+    """Whatever comes after it."""
+    one, two = VALUES["a fill away from the close"][0], VALUES["equity off at the last bar"][0]
+    assert valued(two(one(sound_bars()))).detail == valued(one(sound_bars())).detail
 
 
 # --- records ---------------------------------------------------------------------------------------------------------

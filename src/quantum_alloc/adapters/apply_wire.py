@@ -144,6 +144,12 @@ def _int(value: Any) -> int:
     return value
 
 
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("not true or false")
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("not a text")
@@ -163,7 +169,7 @@ def _known(text: str) -> Known:
     symbol, qty, until_us, stage, filled, ended_us, action, waited, count, is_own = json.loads(text)
     return Known(
         _text(symbol), finite(qty), _int(until_us), Stage(stage), finite(filled), _int(ended_us), _text(action),
-        _text(waited), _int(count), is_own is True,
+        _text(waited), _int(count), _truth(is_own),
     )  # fmt: skip
 
 
@@ -282,9 +288,10 @@ def _terms(told: Mapping[str, Any], plan_id: str, symbol: str) -> tuple[Terms, i
     created_us = round(finite(told["created_at"]) * US)
     is_ours = (told["plan_id"], told["symbol"], told["decision"]) == (plan_id, symbol, "EXECUTE")
     is_well = all(isinstance(f, bool) for f in flags) and 0.0 < factor <= 1.0 and 0 <= extra <= COOLDOWN_MAX_S
+    cooldown_s, burst, hour = map(_int, told["limits"])
+    is_well = is_well and cooldown_s <= COOLDOWN_MAX_S
     if not (is_ours and is_well and 0.0 < qty <= codec.USD_LIMIT and usd >= 0.0):
         return None
-    cooldown_s, burst, hour = map(_int, told["limits"])
     downsizes = told["eff_action"] == "DOWNSIZE" and told["eff_lane"] == "live"
     terms = Terms(
         qty, usd, side, flags[0], _text(told["apply_mode"]), flags[1], downsizes, factor, extra,

@@ -226,7 +226,7 @@ class Valuer:
             symbol, price = e.get("symbol", ""), _amount(e, "price")
             if price != self._marks.get(symbol):
                 self._note(
-                    f"{e.get('plan_id', '')} of {symbol}: filled at {price!r}, the close is {closes.get(symbol)!r}"
+                    f"{e.get('plan_id', '')} of {symbol}: filled at {price!r}, the close is {self._marks.get(symbol)!r}"
                 )
             qty = _amount(e, "filled_qty") * (1.0 if e.get("side") == "BUY" else -1.0)
             self._qty[symbol] += qty
@@ -253,14 +253,14 @@ def kills(records: Records, _: Account) -> Check:
     name, halted, reduced = "the kill switch holds", False, False
     changes = [e for e in records.events if e.get("event") in ("KILL", "REARM", "AUTO_DISARM")]
     fills = [e for e in records.results if e.get("executed") == "true"]
-    at, n = 0, 0
+    at = 0
     opens = {p for p, e in _permits(records).items() if e.get("movement") == "open"}
     for fill in fills:
         while at < len(changes) and int(changes[at]["timestamp"]) <= int(fill["timestamp"]):
             event, reason = changes[at]["event"], changes[at].get("reason", "")
             halted = (halted or reason in ("halt", "latched")) and event != "REARM"
             reduced = event == "AUTO_DISARM" or (reduced and event != "KILL") or reason == "reduce"
-            at, n = at + 1, n + 1
+            at += 1
         if halted or (reduced and fill["plan_id"] in opens):
             state = "a halt" if halted else "REDUCE_ONLY"
             return Check(name, False, f"{fill['plan_id']} of {fill['symbol']} was filled during {state}")
@@ -276,7 +276,7 @@ def limits(records: Records, params: GovernorParams) -> Check:
     """
     name, p = "no limit exceeded by the fills", params
     held, opens = defaultdict[str, float](float), defaultdict[str, list[int]](list)
-    closes = defaultdict[str, list[int]](list)
+    closes, issued = defaultdict[str, list[int]](list), _permits(records)
     last = dict[str, int]()
     bars = sorted((int(s["timestamp"]), float(s["positions_notional_usd"])) for s in records.portfolio)
     at, added, before = -1, 0.0, 0.0
@@ -290,7 +290,9 @@ def limits(records: Records, params: GovernorParams) -> Check:
         was, held[symbol] = held[symbol], after
         if not is_open:
             last[symbol] = now_us
-            closes[symbol] = times = [*closes[symbol], now_us]
+            # closes are never held back, so that their windows are those of their permits
+            issued_us = int(issued.get(e["plan_id"], {}).get("issued_us") or now_us)
+            closes[symbol] = times = sorted([*closes[symbol], issued_us])
             hour, burst = _within(times, HOUR_S), _within(times, BURST_S)
             if hour > p.max_close_per_hour or burst > p.max_close_per_5min:
                 return Check(name, False, f"{e['plan_id']} of {symbol}: {hour} closes in an hour, {burst} in 5 minutes")
