@@ -14,39 +14,35 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 from quantum_alloc.adapters import apply_wire as aw
 from quantum_alloc.adapters import codec, consume, wire
 from quantum_alloc.adapters import governor_wire as gw
-from quantum_alloc.adapters.clock import Clock
-from quantum_alloc.adapters.effects import Command, Delete, Effect, Failed, HashSet, Reply, StreamAdd
+from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.governor_files import seconds
 from quantum_alloc.adapters.governor_scripts import LATCH
 from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.metrics import Metrics
-from quantum_alloc.adapters.permits import SigningKey
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
-from quantum_alloc.adapters.writes import stamp, universe_effects
-from quantum_alloc.core.account import FLAT, Held
-from quantum_alloc.core.apply import Application, ApplyInputs, ApplyParams, Fate, apply_permit
+from quantum_alloc.core.account import Held
+from quantum_alloc.core.apply import Fate
 from quantum_alloc.core.fields import number
 from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.limits import US
-from quantum_alloc.core.numeric import exact_sum
-from quantum_alloc.core.reading import Fresh, Reading, missing
-from quantum_alloc.core.reconcile import Known, Reconciled, SeenFill, Stage, reconcile
-from quantum_alloc.core.record_apply import apply_fields
+from quantum_alloc.core.reading import Fresh
+from quantum_alloc.core.reconcile import Stage
+from quantum_alloc.services.apply_account import PAGE, Entries, Made, Seen, Set, effects, entries_of, step_account
 from quantum_alloc.services.loop import Cycle, Told
+
+__all__ = ["NAME", "PAGE", "Applier", "Made", "Seen", "Set", "build", "universe_of"]
 
 NAME = "apply"
 log = logging.getLogger("quantum_alloc.apply")
-PAGE = 500
 BLOCK_S = 0.5
 BLOCK_LATE_S = 0.4
 AGAIN_S = 0.1
@@ -54,7 +50,6 @@ OUTSTANDING_MAX = 4_000
 """From so many permits on no more are taken up until some have ended."""
 LAST = 1 << 60
 """Behind every number: a permit that is new in this cycle."""
-AHEAD_S = 5
 MOST_POSITIONS = 100_000
 HEAD = 6
 """Answers before those of the streams."""
@@ -63,172 +58,6 @@ VAIN_CYCLES = 20
 SPOILED_S = 5.0
 """A position, balance or universe that holds another type is left out for so long; everything else goes on."""
 LABEL_STALE_S = 180
-
-
-@dataclass(frozen=True, slots=True)
-class Set:
-    """What an apply layer is set to.
-
-    Attributes:
-        params: the numbers of the rules.
-        events: stream of the governor's events.
-        results: stream of what became of each permit.
-        executions: stream of fills.
-        equity_usd: what the account is opened with where nobody has written a balance.
-        mark_every_s: seconds after which positions and balance are written again.
-        maxlen: about how many entries streams keep.
-        keys: that may have signed permits.
-        simulated: a clock in the place of the server's; None for the server's.
-        once: never wait for an event.
-        names: of keys.
-    """
-
-    params: ApplyParams
-    events: str = LIVE.events
-    results: str = LIVE.results
-    executions: str = LIVE.stream("execution.result")
-    equity_usd: float = 100_000.0
-    mark_every_s: float = 5.0
-    maxlen: int = 200_000
-    keys: tuple[SigningKey, ...] = ()
-    simulated: Clock | None = None
-    once: bool = False
-    names: Keys = LIVE
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """The streams that are followed, in the order of ``apply_wire.STREAMS``."""
-        return self.events, self.results, self.executions, self.names.transfers
-
-
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """What is new in the streams that are followed.
-
-    Attributes:
-        issued: plan id and permit of each PERMIT.
-        consumed: plan ids of permits that somebody reports to have used up.
-        fills: of the execution stream.
-        paid_in_usd: one a transfer.
-        positions: stream -> id of its last entry.
-        is_more: whether there is more to read at once.
-        odd: PERMIT events of a time that has not come.
-    """
-
-    issued: tuple[tuple[str, Known], ...] = ()
-    consumed: tuple[str, ...] = ()
-    fills: tuple[SeenFill, ...] = ()
-    paid_in_usd: tuple[float, ...] = ()
-    positions: Mapping[str, str] = field(default_factory=dict)
-    is_more: bool = False
-    odd: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Everything that one cycle read.
-
-    Attributes:
-        now_us: the clock.
-        basis: what the script compares.
-        kill: what the kill switch says, its latch included.
-        loaded: the account as it stands.
-        account: the account to go on from.
-        entries: since the last ones.
-        looked: plan ids of the permits that were looked for.
-        raws: by plan id, those that are there.
-        prices: by symbol.
-        labels: regime, and cluster by symbol.
-        rearmed: when the kill switch was last rearmed, as it stands; empty for never.
-        is_due: whether positions and balance are to be written again.
-    """
-
-    now_us: int
-    basis: consume.Basis
-    kill: Kill
-    loaded: aw.Loaded
-    account: aw.Account
-    entries: Entries
-    looked: frozenset[str]
-    raws: Mapping[str, bytes]
-    prices: Mapping[str, Reading[float]]
-    labels: tuple[str, Mapping[str, str]]
-    rearmed: bytes
-    is_due: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What one cycle comes to.
-
-    Attributes:
-        account: after it.
-        ended: the fates that are final.
-        waiting: how many permits go on waiting.
-        is_write: whether there is anything to write.
-    """
-
-    account: aw.Account
-    ended: tuple[Application, ...] = ()
-    waiting: int = 0
-    is_write: bool = False
-
-
-def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], attempt: Attempt) -> Made:
-    """The account after a cycle; pure.
-
-    Args:
-        seen: everything that was read.
-        params: the numbers of the apply layer.
-        keys: that may have signed permits.
-        attempt: runs one permit's step.
-    """
-    before, e, now_us = seen.account, seen.entries, seen.now_us
-    known = reconcile(before.permits, now_us, e.issued, e.consumed, e.fills)
-    permits, held = dict(known.permits), dict(before.held)
-    balance, paid_in, realised, fees = before.balance_usd, before.paid_in_usd, before.realised_usd, before.fees_usd
-    for usd in e.paid_in_usd:
-        balance, paid_in = balance + usd, paid_in + usd
-    ended, taken, waiting = [], [], 0
-    waited = {p for p, one in e.issued if one.stage is Stage.WAITING}
-    waited |= {p for p, one in before.permits.permits.items() if one.stage is Stage.WAITING}
-    for plan_id, one in sorted(known.permits.items(), key=lambda pair: pair[1].number):
-        is_late = one.stage is Stage.EXPIRED and one.ended_us == now_us and plan_id in waited
-        if one.stage is not Stage.WAITING and not is_late:
-            continue
-        if plan_id not in seen.looked and not is_late:
-            waiting += 1
-            continue
-        inputs = _inputs(plan_id, one, seen, keys, held.get(one.symbol, FLAT))
-        made = attempt(one.symbol, partial(apply_permit, inputs, params))
-        if made is None or made.fate is Fate.WAITS:
-            waiting += 1
-            permits[plan_id] = replace(one, waited=one.waited if made is None else made.reason.value)
-            continue
-        ended.append(made)
-        if made.is_consumed:
-            taken.append(plan_id)
-        elif not is_late:
-            permits[plan_id] = replace(one, stage=Stage.REFUSED)
-        if made.trade is not None:
-            held[one.symbol] = made.held
-            balance = made.trade.balance_usd(balance)
-            realised, fees = realised + (made.trade.pnl_usd or 0.0), fees + made.trade.fee_usd
-    after = reconcile(Reconciled(permits, known.counts), now_us, taken=taken)
-    account = aw.Account(
-        before.revision, before.streams, {**before.positions, **e.positions}, balance, paid_in, realised, fees, held,
-        after,
-    )  # fmt: skip
-    is_write = seen.is_due or seen.loaded.account is None or account != before
-    return Made(replace(account, revision=before.revision + is_write), tuple(ended), waiting, is_write)
-
-
-def _inputs(plan_id: str, one: Known, seen: Seen, keys: Sequence[SigningKey], held: Held) -> ApplyInputs:
-    raw = seen.raws.get(plan_id)
-    read = None if raw is None else aw.terms_of(raw, plan_id, one.symbol, keys)
-    terms, until_us = (None, one.until_us) if read is None else (read[0], min(read[1], one.until_us))
-    price = seen.prices.get(one.symbol, missing())
-    return ApplyInputs(plan_id, one.symbol, terms, seen.now_us, until_us, seen.kill, held, price, raw is not None)
 
 
 class Applier:
@@ -350,7 +179,7 @@ class Applier:
 
     def _seen(self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int) -> Seen:
         s, k = self._set, self._set.names
-        entries = _entries(head[HEAD:], self._set.streams, now_us) if len(head) > HEAD else Entries()
+        entries = entries_of(head[HEAD:], self._set.streams, now_us) if len(head) > HEAD else Entries()
         if sum(one.is_outstanding for one in account.permits.permits.values()) >= OUTSTANDING_MAX:
             held_back = {name: at for name, at in entries.positions.items() if name != "events"}
             entries = replace(entries, issued=(), positions=held_back, is_more=False)
@@ -403,8 +232,8 @@ class Applier:
             ]  # fmt: skip
             now_s = time.monotonic()
             self._spoiled = {key: until for key, until in self._spoiled.items() if now_s < until}
-            effects = [e for e in self._effects(seen, made) if e.key not in self._spoiled]
-            keys, args = consume.call(taken, effects, seen.basis, self._set.names)
+            writes = [e for e in effects(seen, made, self._set) if e.key not in self._spoiled]
+            keys, args = consume.call(taken, writes, seen.basis, self._set.names)
             reply = self._store.run(consume.CONSUME, keys, args, seen.basis.connection)
             self._refused, spoiled = consume.answered(reply, self._store.shown)
             if spoiled:
@@ -442,26 +271,6 @@ class Applier:
             self._said.add(key)
             log.error("%s holds another type of value and is not written: delete it", key)
         self._spoiled[key] = time.monotonic() + SPOILED_S
-
-    def _effects(self, seen: Seen, made: Made) -> list[Effect]:
-        s, k, now = self._set, self._set.names, seen.now_us / US
-        out: list[Effect] = [aw.saving(k.apply_state, seen.loaded.texts, made.account)]
-        out.append(HashSet(k.balance, {"balance": number(made.account.balance_usd), **stamp(now)}))
-        out += universe_effects(sorted({a.inputs.symbol for a in made.ended if a.trade}), frozenset(), k)
-        for symbol, held in made.account.held.items():
-            price = seen.prices.get(symbol, missing())
-            if isinstance(price, Fresh):
-                out.append(HashSet(k.position(symbol), _position(held, price.value, now)))
-            elif held.qty == 0.0:
-                out.append(Delete(k.position(symbol)))  # flat, and nobody tells its price any more
-        for a in made.ended:
-            waited = seen.account.permits.permits.get(a.inputs.plan_id)
-            told = {**apply_fields(a, s.params), "waited_for": "" if waited is None else waited.waited, **stamp(now)}
-            if a.trade is not None:
-                told["consumed_us"] = str(seen.now_us)
-                out.append(StreamAdd(s.executions, _execution(a, seen), s.maxlen))
-            out.append(StreamAdd(s.results, told, s.maxlen))
-        return out
 
     # ---- what is told
 
@@ -533,74 +342,9 @@ class Applier:
         return 0.0 if self._is_idle or self._is_more else AGAIN_S
 
 
-def _entries(replies: Sequence[Reply], streams: Sequence[str], now_us: int) -> Entries:
-    pages = []
-    for stream, reply in zip(streams, replies, strict=True):
-        if isinstance(reply, Failed) or not isinstance(reply, list):
-            raise StoreError("other", f"{stream} cannot be read as a stream: delete it, or name another one")
-        pages.append(reply)
-    events, results, fills, transfers = pages
-    positions = {n: ids[-1] for n, page in zip(aw.STREAMS, pages, strict=True) if (ids := aw.ids_of(page))}
-    told = [p for e in events if (p := aw.permit_event(e)) is not None]
-    issued = tuple(p for p in told if p[1].until_us <= now_us + (aw.PERMIT_LIFE_S + AHEAD_S) * US)
-    return Entries(
-        issued,
-        tuple(c for e in results if (c := aw.consumed_by(e)) is not None),
-        tuple(map(aw.fill_of, fills)),
-        tuple(aw.transfer_usd(e) for e in transfers),
-        positions,
-        any(len(page) >= PAGE for page in pages),
-        len(told) - len(issued),
-    )
-
-
 def _rearmed(reply: Reply) -> bytes:
     told = reply[0] if isinstance(reply, list) and reply else None
     return told if isinstance(told, bytes) else b""
-
-
-def _position(held: Held, mark_usd: float, now: float) -> dict[str, str]:
-    return {
-        "position_amt": number(held.qty),
-        "entry_price": number(held.entry_price_usd),
-        "mark_price": number(mark_usd),
-        "unrealized_pnl": number(held.unrealized_pnl_usd(mark_usd)),
-        "leverage": "1",
-        "opened_ts": number(held.opened_us / US),
-        "next_open_ts": number(held.next_open_us / US),
-        **stamp(now, "ts_epoch"),
-    }
-
-
-def _execution(a: Application, seen: Seen) -> dict[str, str]:
-    done, symbol = a.trade, a.inputs.symbol
-    if done is None:
-        raise ValueError("no fill")
-    regime, clusters = seen.labels
-    known = seen.account.permits.permits.get(a.inputs.plan_id)
-    known = known or dict(seen.entries.issued)[a.inputs.plan_id]
-    labels = {"regime": regime, "cluster": clusters.get(symbol, ""), "signal": known.action}
-    return {
-        "symbol": symbol,
-        **({} if done.pnl_usd is None else {"pnl_usd": number(done.pnl_usd)}),
-        "filled_qty": number(abs(done.qty)),
-        "side": "BUY" if done.qty > 0.0 else "SELL",
-        "price": number(done.price_usd),
-        "fee_usd": number(done.fee_usd),
-        "plan_id": a.inputs.plan_id,
-        **{name: text for name, text in labels.items() if text},
-        **stamp(seen.now_us / US),
-    }
-
-
-def equity_usd(account: aw.Account, marks: Mapping[str, float]) -> float:
-    """Balance and unrealised PnL, USD.
-
-    Args:
-        account: of the state hash.
-        marks: price of each symbol that is held.
-    """
-    return account.balance_usd + exact_sum(h.unrealized_pnl_usd(marks[s]) for s, h in account.held.items() if h.qty)
 
 
 def build(store: Store, metrics: Metrics, settings: Set, universe: Universe) -> Cycle[None, Seen, Made]:
