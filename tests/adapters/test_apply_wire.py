@@ -83,6 +83,9 @@ def test_an_account_is_what_was_written() -> None:
     backwards = aw.decode_state(hash_of(dict(reversed(TEXTS.items())))).account
     assert backwards == ACCOUNT
     assert list(backwards.permits.permits) == ["p2", "p1"]
+    counted = replace(ACCOUNT, events_seen=41)
+    assert aw.texts_of(counted) == {**TEXTS, "_events_seen": "41"}
+    assert aw.decode_state(hash_of(aw.texts_of(counted))).account == counted
     assert aw.decode_state([]) == aw.Loaded()
 
 
@@ -94,6 +97,7 @@ WITHOUT = {
 OTHERS: dict[str, list[str]] = {
     "_version": ["", "2", "1.0", "01", " 1"],
     "_rev": ["", "-1", "1.0", "x", "true", '"1"', "null", "[]", "1" * 19, "1" * 5000],
+    "_events_seen": ["", "-1", "1.0", "x", "true", "null"],
     "_of": ["", "x", "5", "null", "[5]", "[null]", '["\\ud800"]', "[" * 100_000],
     **{n: ["", "0", "1-", "-", "$", "x-0", "99999999999999999999-0", "1-0 "] for n in (
         "_events", "_results", "_fills", "_transfers")},

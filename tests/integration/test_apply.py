@@ -892,6 +892,7 @@ def test_a_burst_of_waiting_permits(venue: Venue) -> None:
         venue.apply.once()
     c = ap.account(client).permits.counts
     assert (c.issued, c.expired, c.without_permit, c.outstanding) == (n, n, 0, 0)
+    assert venue.apply.metrics.value("quantum_alloc_permit_events_missed_total") == 0.0
     assert len(ap.fates(client)) == n
 
 
@@ -1063,22 +1064,30 @@ def test_no_book_is_not_made_up(venue: Venue) -> None:
 
 
 def test_events_that_are_trimmed_away(venue: Venue) -> None:
-    """A permit whose event nobody has read is left to expire; what was waiting goes on, and so does what comes."""
+    """A permit whose event nobody has read is left to expire, and the gap is counted; what was waiting goes on, and so
+    does what comes."""
     client = venue.client
     venue.permit("p1", BTC)
     client.set(LIVE.kill, "1")
     venue.apply.settle()
     client.delete(LIVE.kill)
     gov.rearm(client, venue.now)
+    venue.apply.settle()
+    missed = "quantum_alloc_permit_events_missed_total"
+    assert venue.apply.metrics.value(missed) == 0.0
+    there = client.xlen(gov.EVENTS)
     venue.permit("p2", BTC)
+    unread = client.xlen(gov.EVENTS) - there
     client.xtrim(gov.EVENTS, maxlen=0, approximate=False)
     venue.permit("p3", BTC)
     venue.apply.settle()
     assert ap.fates(client) == {"p1": "filled", "p3": "filled"}
+    assert venue.apply.metrics.value(missed) == unread > 0
     client.delete(gov.EVENTS, ap.RESULTS, ap.FILLS, LIVE.transfers)
     venue.permit("p4", BTC)
     venue.apply.settle()
     assert ap.fates(client) == {"p4": "filled"}
+    assert venue.apply.metrics.value(missed) == unread
 
 
 SPOILED_STATES = (

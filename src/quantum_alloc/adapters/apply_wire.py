@@ -3,7 +3,7 @@
     quantum:apply:state     _version _rev                    of this layout; raised by every write
                             _of                              JSON, the streams that are followed
                             _events _results _fills          ids of the last entries that are in it
-                            _transfers
+                            _transfers _events_seen          and how many events there had been, for counting gaps
                             _balance _paid_in _realised      USD: the wallet; what was paid in; PnL; fees
                             _fees
                             _counts                          JSON, see ``reconcile.Counts``
@@ -40,6 +40,7 @@ T = TypeVar("T")
 VERSION = "1"
 STREAMS = ("events", "results", "fills", "transfers")
 """The streams that are followed, in the order in which they are read."""
+EVENTS_SEEN = "_events_seen"
 AMOUNTS = ("balance", "paid_in", "realised", "fees")
 FIELDS_LIMIT = 20_000
 PERMIT_LIFE_S = 60
@@ -64,6 +65,7 @@ class Account:
         fees_usd: paid.
         held: by symbol.
         permits: what is known of permits.
+        events_seen: how many entries the stream of events had ever had when it was last read to its end; None before.
     """
 
     revision: int = 0
@@ -75,6 +77,7 @@ class Account:
     fees_usd: float = 0.0
     held: Mapping[str, Held] = field(default_factory=dict)
     permits: Reconciled = Reconciled()  # noqa: RUF009 - a frozen value
+    events_seen: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ def texts_of(account: Account) -> dict[str, str]:
         "_paid_in": number(a.paid_in_usd),
         "_realised": number(a.realised_usd),
         "_fees": number(a.fees_usd),
+        **({} if a.events_seen is None else {EVENTS_SEEN: str(a.events_seen)}),
         "_counts": compact(dataclasses.astuple(c)),
     }
     held = {f"S:{s}": _held_text(h) for s, h in a.held.items()}
@@ -216,7 +220,7 @@ def _account(texts: Mapping[str, str]) -> Account:
         return _field(texts, name, lambda text: finite(json.loads(text)))
 
     positions = {name: _field(texts, f"_{name}", _id) for name in STREAMS}
-    own = {f"_{name}" for name in (*STREAMS, *AMOUNTS, "version", "rev", "of", "counts")}
+    own = {f"_{name}" for name in (*STREAMS, *AMOUNTS, "version", "rev", "of", "counts", "events_seen")}
     held: dict[str, Held] = {}
     permits: dict[str, Known] = {}
     for name in texts.keys() - own:
@@ -238,6 +242,7 @@ def _account(texts: Mapping[str, str]) -> Account:
         amount("_fees"),
         dict(sorted(held.items())),
         Reconciled(in_order, _field(texts, "_counts", _counts)),
+        _field(texts, EVENTS_SEEN, lambda text: _int(json.loads(text))) if EVENTS_SEEN in texts else None,
     )
 
 
@@ -344,6 +349,22 @@ def fill_of(entry: Reply) -> SeenFill:
     if symbol is None or qty is None:  # whatever it was, nobody permitted it
         return SeenFill("", symbol or "", 0.0)
     return SeenFill(codec.word(raw.get("plan_id", b"")) or "", symbol, qty)
+
+
+def ever_added(reply: Reply) -> int | None:
+    """How many entries a stream has ever had; None where that is not known.
+
+    Args:
+        reply: what XINFO STREAM was answered with.
+
+    >>> ever_added([b"length", 2, b"entries-added", 7]), ever_added(Failed("ERR"))
+    (7, None)
+    """
+    if not isinstance(reply, list):
+        return None
+    told = {n: v for n, v in zip(reply[::2], reply[1::2], strict=False) if isinstance(n, bytes)}
+    found = told.get(b"entries-added")
+    return found if isinstance(found, int) else None
 
 
 def transfer_usd(entry: Reply) -> float:

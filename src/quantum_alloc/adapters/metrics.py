@@ -207,6 +207,7 @@ APPLY = (
     Row("quantum_alloc_permits_expired_total", "counter", "Permits that nobody used."),
     Row("quantum_alloc_fills_without_permit_total", "counter", "Fills that no permit is known for: an alarm."),
     Row("quantum_alloc_fills_elsewhere_total", "counter", "Fills of permits that the account did not use: an alarm."),
+    Row("quantum_alloc_permit_events_missed_total", "counter", "Governor's events gone before they were read."),
     Row("quantum_alloc_permit_events_odd_total", "counter", "PERMIT events of a time that has not come: left out."),
     Row("quantum_alloc_fills_above_permit_total", "counter", "Fills of more than their permit had left: an alarm."),
     Row("quantum_alloc_kill_state", "gauge", "1 for what the kill switch says, its latch included.", ("state",)),

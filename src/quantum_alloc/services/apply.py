@@ -51,7 +51,7 @@ OUTSTANDING_MAX = 4_000
 LAST = 1 << 60
 """Behind every number: a permit that is new in this cycle."""
 MOST_POSITIONS = 100_000
-HEAD = 6
+HEAD = 7
 """Answers before those of the streams."""
 VAIN_CYCLES = 20
 """After so many refusals ``--once`` leaves what waits."""
@@ -119,7 +119,7 @@ class Applier:
         k = self._set.names
         commands: list[Command] = [
             ("TIME",), ("GET", k.kill), ("HMGET", k.latch, "state", "since"), ("HGETALL", k.apply_state),
-            ("HLEN", k.clusters), ("HMGET", k.rearm, "at"),
+            ("HLEN", k.clusters), ("HMGET", k.rearm, "at"), ("XINFO", "STREAM", self._set.events),
         ]  # fmt: skip
         if self._positions:
             for name, stream in zip(aw.STREAMS, self._set.streams, strict=True):
@@ -179,10 +179,14 @@ class Applier:
 
     def _seen(self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int) -> Seen:
         s, k = self._set, self._set.names
-        entries = entries_of(head[HEAD:], self._set.streams, now_us) if len(head) > HEAD else Entries()
+        entries = (
+            entries_of(head[HEAD:], self._set.streams, now_us, aw.ever_added(head[6]))
+            if len(head) > HEAD
+            else Entries()
+        )
         if sum(one.is_outstanding for one in account.permits.permits.values()) >= OUTSTANDING_MAX:
             held_back = {name: at for name, at in entries.positions.items() if name != "events"}
-            entries = replace(entries, issued=(), positions=held_back, is_more=False)
+            entries = replace(entries, issued=(), positions=held_back, is_more=False, events=0, added=None)
         waiting = {p: one for p, one in account.permits.permits.items() if one.stage is Stage.WAITING}
         waiting.update((p, one) for p, one in entries.issued if one.stage is Stage.WAITING and p not in waiting)
         waiting = dict(islice(sorted(waiting.items(), key=lambda pair: (pair[1].number or LAST, pair[0])), self._batch))
@@ -296,12 +300,16 @@ class Applier:
                     "quantum_alloc_fill_notional_usd_total", symbol, amount=abs(done.trade.qty) * done.trade.price_usd
                 )
                 m.add("quantum_alloc_hints_applied_total", amount=done.factor != 1.0)
-        self._gauges(seen, a, made.waiting)
+        if made.missed:
+            log.warning(
+                "%d of the governor's events were gone before they were read: their permits expire", made.missed
+            )
+        self._gauges(seen, a, made.waiting, made.missed)
         fills = sum(done.trade is not None for done in made.ended)
         line = f"Apply cycle complete fills={fills} ended={len(made.ended)} waiting={made.waiting}"
         return Told(f"{line} mode={self._set.params.apply_mode}" if made.ended else "")
 
-    def _gauges(self, seen: Seen, a: aw.Account, waiting: int) -> None:
+    def _gauges(self, seen: Seen, a: aw.Account, waiting: int, missed: int) -> None:
         m, c = self._metrics, a.permits.counts
         m.set("quantum_alloc_symbols", len(a.held))
         m.set("quantum_alloc_balance_usd", a.balance_usd)
@@ -310,6 +318,7 @@ class Applier:
         m.set("quantum_alloc_permits_waiting", waiting)
         m.set("quantum_alloc_permits_outstanding", c.outstanding)
         m.add("quantum_alloc_permit_events_odd_total", amount=seen.entries.odd)
+        m.add("quantum_alloc_permit_events_missed_total", amount=missed)
         for name, total in (
             ("quantum_alloc_fills_elsewhere_total", c.elsewhere),
             ("quantum_alloc_permits_issued_total", c.issued),

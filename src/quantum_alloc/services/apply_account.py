@@ -84,6 +84,8 @@ class Entries:
         positions: stream -> id of its last entry.
         is_more: whether there is more to read at once.
         odd: PERMIT events of a time that has not come.
+        events: how many entries of the stream of events there are here.
+        added: how many it has ever had, where these are its last ones; None where that is not known.
     """
 
     issued: tuple[tuple[str, Known], ...] = ()
@@ -93,6 +95,22 @@ class Entries:
     positions: Mapping[str, str] = field(default_factory=dict)
     is_more: bool = False
     odd: int = 0
+    events: int = 0
+    added: int | None = None
+
+    def seen(self, before: int | None) -> tuple[int | None, int]:
+        """How many events there had been by now, and how many of them were gone before they were read.
+
+        Args:
+            before: how many there had been before these.
+
+        >>> Entries(events=2, added=7).seen(4), Entries(events=2, added=7).seen(None), Entries(events=500).seen(4)
+        ((7, 1), (7, 0), (504, 0))
+        """
+        total = None if before is None else before + self.events
+        if self.added is None:
+            return total, 0
+        return self.added, 0 if total is None else max(0, self.added - total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +155,14 @@ class Made:
         ended: the fates that are final.
         waiting: how many permits go on waiting.
         is_write: whether there is anything to write.
+        missed: events that were gone before they were read.
     """
 
     account: aw.Account
     ended: tuple[Application, ...] = ()
     waiting: int = 0
     is_write: bool = False
+    missed: int = 0
 
 
 def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], attempt: Attempt) -> Made:
@@ -186,12 +206,13 @@ def step_account(seen: Seen, params: ApplyParams, keys: Sequence[SigningKey], at
             balance = made.trade.balance_usd(balance)
             realised, fees = realised + (made.trade.pnl_usd or 0.0), fees + made.trade.fee_usd
     after = reconcile(Reconciled(permits, known.counts), now_us, taken=taken)
+    total, missed = e.seen(before.events_seen)
     account = aw.Account(
         before.revision, before.streams, {**before.positions, **e.positions}, balance, paid_in, realised, fees, held,
-        after,
+        after, total,
     )  # fmt: skip
     is_write = seen.is_due or seen.loaded.account is None or account != before
-    return Made(replace(account, revision=before.revision + is_write), tuple(ended), waiting, is_write)
+    return Made(replace(account, revision=before.revision + is_write), tuple(ended), waiting, is_write, missed)
 
 
 def _inputs(plan_id: str, one: Known, seen: Seen, keys: Sequence[SigningKey], held: Held) -> ApplyInputs:
@@ -202,13 +223,14 @@ def _inputs(plan_id: str, one: Known, seen: Seen, keys: Sequence[SigningKey], he
     return ApplyInputs(plan_id, one.symbol, terms, seen.now_us, until_us, seen.kill, held, price, raw is not None)
 
 
-def entries_of(replies: Sequence[Reply], streams: Sequence[str], now_us: int) -> Entries:
+def entries_of(replies: Sequence[Reply], streams: Sequence[str], now_us: int, added: int | None) -> Entries:
     """What is new in the streams.
 
     Args:
         replies: one page a stream.
         streams: their names, in the order of ``apply_wire.STREAMS``.
         now_us: the clock.
+        added: how many entries the stream of events has ever had; None where that is not known.
 
     Raises:
         StoreError: one is no stream.
@@ -230,6 +252,8 @@ def entries_of(replies: Sequence[Reply], streams: Sequence[str], now_us: int) ->
         positions,
         any(len(page) >= PAGE for page in pages),
         len(told) - len(issued),
+        len(events),
+        added if len(events) < PAGE else None,
     )
 
 
