@@ -1,8 +1,8 @@
 """What ``demo --drill`` adds: a burst with its disarm, a kill with its rearm, and a balance shock.
 
     55 % of the bars   a burst: small opens of the symbol with the most room, one a minute and two in the first,
-                       until the governor disarms itself; REDUCE_ONLY for 10 bars, then off again
-    70 %               `kill halt`; 5 bars later off, and a rearm
+                       until the governor disarms itself; REDUCE_ONLY for 10 bars, an open in it, then off again
+    70 %               `kill halt`, and an open; 5 bars later off, and a rearm
     80 %               8 % of the equity is paid out, which is a drawdown of the zone MID; for 3 bars an open that
                        would go beyond its symbol's new target is proposed
 
@@ -90,6 +90,7 @@ class Drill:
         if bar == self._kill:
             self._switch("halt", now)
             self.said.append(f"bar {bar}: kill halt, and closes are blocked too")
+            self._open("drill-halt", self._symbols[0], BURST_USD, now)
         if bar == self._kill + HALT_BARS:
             self._switch("off", now)
             moved = kill_switch.rearm(
@@ -111,6 +112,7 @@ class Drill:
         if disarmed:
             self._off_at = bar + REDUCE_BARS
             self.said.append(f"bar {bar}: the governor has disarmed itself, only what reduces is permitted")
+            self._open("drill-reduce", self._symbol, BURST_USD, now)
         if 0 <= since < BURST_BARS * self._every and since % self._every == 0 and not self._off_at:
             self._open(f"drill-burst-{since}", self._symbol, BURST_USD, now)
             if since == 0:
