@@ -236,3 +236,11 @@ def test_dry_run_fills_nothing() -> None:
     assert made.records.executions == ()
     assert set(made.progress.tally.fates) <= {"void dry_run"}
     assert replace(made.account.permits.counts, issued=0, consumed=0, expired=0).to_dict()["fills"] == 0
+
+
+def test_a_drill_whose_burst_meets_another_gate_says_so() -> None:
+    """Two symbols of one cluster have no room below their targets: there is no burst, and the drill says that."""
+    made = run(120, seed=2, symbols=("BTCUSDT", "ETHUSDT"))
+    assert made.holds
+    assert "burst_limit_exceeded" not in made.progress.tally.blocks
+    assert any("no disarm" in line for line in made.drill)

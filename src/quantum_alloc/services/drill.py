@@ -117,6 +117,8 @@ class Drill:
             self._open(f"drill-burst-{since}", self._symbol, BURST_USD, now)
             if since == 0:
                 self._open("drill-burst-again", self._symbol, BURST_USD, now)
+        if since == BURST_BARS * self._every and not self._off_at:
+            self.said.append(f"bar {bar}: no disarm: another gate blocks the burst, see the blocks by reason")
         if self._off_at and bar == self._off_at:
             self._switch("off", now)
             self.said.append(f"bar {bar}: kill off")
