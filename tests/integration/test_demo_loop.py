@@ -83,7 +83,7 @@ def test_the_hash_survives_crashes_of_all(short: Outcome, whole: Outcome) -> Non
     assert (made.sha256, made.holds) == (without.sha256, True)
 
 
-@settings(max_examples=10 if CI else 2)
+@settings(max_examples=5 if CI else 2)
 @given(data=st.data())
 def test_any_schedule_of_crashes(data: st.DataObject) -> None:
     """Whichever services crash at whichever bars: the same candles and seed give the same hash."""
@@ -118,7 +118,7 @@ def candles(path: Path, steps: list[tuple[float, int, int]]) -> Path:
     return path
 
 
-@settings(max_examples=40 if CI else 10)
+@settings(max_examples=16 if CI else 8)
 @given(steps=CANDLES, downsize=st.booleans(), fee=st.sampled_from(["0", "4", "1000"]))
 def test_conservation_on_random_candles(
     steps: list[tuple[float, int, int]], downsize: bool, fee: str, tmp_path: Path
@@ -180,7 +180,7 @@ def test_no_limit_is_exceeded_on_real_candles(shared: Path) -> None:
     import gzip
 
     path = shared / "data" / "klines_1m_2025-12-13_18.csv.gz"
-    made = run(400 if CI else 130, candles=(str(path),))
+    made = run(280 if CI else 130, candles=(str(path),))
     marks: dict[int, dict[str, float]] = {}
     last: dict[str, float] = {}
     with gzip.open(path, "rt") as file:
@@ -206,7 +206,7 @@ def test_a_broken_run_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         turns.append(name)
         if turns.count("desk") == 20 and name == "desk":
             fields = ("symbol", "BTCUSDT", "filled_qty", "1.0", "side", "BUY", "price", "1.0", "fee_usd", "0.0")
-            self._tap.read([("XADD", "quantum:stream:execution.result", "*", *fields)])
+            self._taps.of(name).read([("XADD", "quantum:stream:execution.result", "*", *fields)])
 
     turns: list[str] = []
     monkeypatch.setattr(demo.Services, "run", tampered)

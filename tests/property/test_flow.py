@@ -630,3 +630,17 @@ def test_more_executions_than_a_record_holds(given_fills: list[qa.Execution]) ->
     record = qa.efficiency_fields(made, qa.EfficiencyParams(), "shadow")
     assert len(json.loads(record["fills"])["ts"]) == 50
     assert qa.recompute(record) == made
+
+
+def test_more_executions_of_attribution_than_a_record_holds() -> None:
+    """Above fifty executions a cycle the record of attribution makes the decision again from its last fifty."""
+    given_fills = tuple(qa.Execution(S, NOW - 120.0 + i, pnl_usd=float(i % 7 - 3)) for i in range(60))
+    state, made = qa.attribute(S, qa.AttributionState(), given_fills, NOW)
+    assert made is not None
+    record = qa.attribution_fields(made, qa.AttributionParams(), "shadow")
+    assert len(json.loads(record["fills"])["ts"]) == 50
+    assert qa.recompute(record) == made
+    one_by_one = qa.AttributionState()
+    for fill in given_fills:
+        one_by_one, _ = qa.attribute(S, one_by_one, (fill,), NOW)
+    assert state == one_by_one
