@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from quantum_alloc.adapters import ops_entry, ops_ledger
 from quantum_alloc.adapters.effects import Failed, Group
 from quantum_alloc.adapters.embedded import EmbeddedServer
-from quantum_alloc.adapters.ops_chain import FILE, HEAD_FILE, HEAD_KEY, PENDING_FILE, against, look_at
+from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.ops_chain import FILE, HEAD_FILE, PENDING_FILE, against, look_at
 from quantum_alloc.adapters.ops_entry import Entry, LedgerError, Operation, canonical, make, read_line
 from quantum_alloc.adapters.ops_ledger import LOCK_FILE, OpsLedger, Unsound
 from quantum_alloc.adapters.store import Store, StoreError
@@ -36,6 +37,7 @@ from tests.support.worlds import Client
 NOW = 1_769_577_450.0  # 2026-01-28T05:17:30Z
 DONE = Operation("mode-change", "anna", "P29 enforces from now on", "limits that hold", hostname="h1")
 LINES = 5
+HEAD_KEY = LIVE.ops_head
 
 
 @pytest.fixture
@@ -825,6 +827,6 @@ def test_a_line_that_is_too_long_is_not_even_parsed() -> None:
 def test_a_reply_that_is_no_head() -> None:
     """Whatever the server answers."""
     look = look_at(b"", None, None)
-    assert against(look, [None, None, None]) == []
+    assert against(look, [None, None, None], HEAD_KEY) == []
     for reply in (None, 5, Failed("WRONGTYPE"), [None, b"x", None], [b"1", None, None]):
-        assert len(against(look, reply)) == 1
+        assert len(against(look, reply, HEAD_KEY)) == 1

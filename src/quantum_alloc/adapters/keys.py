@@ -7,12 +7,41 @@ into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have n
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from quantum_alloc.core.reading import Lane
 
-__all__ = ["LIVE", "PROPOSED", "HashKeys", "Keys", "Lane", "ShadowKeys"]
+__all__ = ["LIVE", "PROPOSED", "HashKeys", "Keys", "Lane", "ShadowKeys", "is_tag", "tag_of"]
+
+_TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_TAGGED = re.compile(r"\{([^{}]+)\}(.*)", re.DOTALL)
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text may be a hash tag: nothing in it means anything to a glob pattern or to the slot's rule.
+
+    Args:
+        text: without braces.
+
+    >>> is_tag("prod-1"), is_tag("a*"), is_tag("{a}"), is_tag("")
+    (True, False, False, False)
+    """
+    return _TAG.fullmatch(text) is not None
+
+
+def tag_of(name: str) -> tuple[str, str]:
+    """The hash tag that a name begins with, and the rest; empty for none.
+
+    Args:
+        name: of a key.
+
+    >>> tag_of("{q}quantum:kill"), tag_of("quantum:kill")
+    (('q', 'quantum:kill'), ('', 'quantum:kill'))
+    """
+    found = _TAGGED.fullmatch(name)
+    return ("", name) if found is None else (found[1], found[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +72,19 @@ class Keys:
         ('quantum:allocation:target:BTCUSDT', '{q}quantum:shadow:universe')
         """
         return self.root + ":".join(parts)
+
+    def tagged(self, name: str) -> str:
+        """A name that settings tell, with this installation's hash tag unless it has one.
+
+        >>> Keys(tag="q").tagged("fills"), Keys(tag="q").tagged("{q}fills"), Keys().tagged("fills")
+        ('{q}fills', '{q}fills', 'fills')
+        """
+        return name if not self.tag or tag_of(name)[0] else f"{{{self.tag}}}{name}"
+
+    @property
+    def shadow(self) -> ShadowKeys:
+        """The names of the shadow lane, under the same tag."""
+        return ShadowKeys(self.tag)
 
     def stream(self, name: str) -> str:
         """A stream's name.
@@ -106,6 +148,7 @@ class Keys:
     latch = property(lambda self: self.key("kill", "latch"))
     rearm = property(lambda self: self.key("kill", "rearm"))
     epoch = property(lambda self: self.key("governor", "epoch"))
+    ops_head = property(lambda self: self.key("ops", "head"))
     book = property(lambda self: self.key("governor", "book"))
     events = property(lambda self: self.stream("governor.events"))
 

@@ -11,11 +11,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.ops_entry import NO_HASH, Entry, canonical, read_line
 
 FILE, HEAD_FILE, PENDING_FILE = "ops-ledger.jsonl", "ops-head.json", "ops-pending.json"
-HEAD_KEY = LIVE.key("ops", "head")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,25 +139,26 @@ def look_at(raw: bytes, head: bytes | None, kept: bytes | None) -> Look:
     return Look(tuple(entries), size, rest, pending, head is not None, tuple(findings))
 
 
-def against(look: Look, reply: object) -> list[str]:
+def against(look: Look, reply: object, key: str) -> list[str]:
     """What is wrong between the files and Redis' head, one sentence each.
 
     Args:
         look: what the files hold.
         reply: what HMGET count head ts was answered with.
+        key: where Redis keeps it.
     """
     count, head, ts = reply if isinstance(reply, list) else (b"", None, None)
     if (count, head, ts) == (None, None, None):
         return []  # flushed, or never written
     if not (isinstance(count, bytes) and count.isdigit() and len(count) <= 9):
-        return [f"{HEAD_KEY} in Redis holds no head of a ledger."]
+        return [f"{key} in Redis holds no head of a ledger."]
     number, held = int(count), len(look.entries)
     entries = (*look.entries, look.pending) if look.pending else look.entries
     if number > len(entries):
         why = "entries were taken away, or another directory appends to this Redis"
-        return [f"{HEAD_KEY} in Redis counts {number} entries, the files here {held}: {why}."]
+        return [f"{key} in Redis counts {number} entries, the files here {held}: {why}."]
     known = head_of(entries, number)
     if known and {k: v.encode() for k, v in known.fields().items()} != {"count": count, "head": head, "ts": ts}:
         why = "one of them was changed, or another directory appends to this Redis"
-        return [f"{HEAD_KEY} in Redis and the files here do not know the same entry {number}: {why}."]
+        return [f"{key} in Redis and the files here do not know the same entry {number}: {why}."]
     return []

@@ -26,10 +26,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from quantum_alloc.adapters.effects import HashReplace
+from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.ops_chain import (
     FILE,
     HEAD_FILE,
-    HEAD_KEY,
     NO_HEAD,
     PENDING_FILE,
     Head,
@@ -40,7 +40,7 @@ from quantum_alloc.adapters.ops_chain import (
 from quantum_alloc.adapters.ops_entry import Entry, LedgerError, Operation, make, read_line
 from quantum_alloc.adapters.store import STORE_CODES, Store, StoreError
 
-__all__ = ["HEAD_KEY", "Entry", "Head", "LedgerError", "Operation", "OpsLedger", "Unsound"]
+__all__ = ["Entry", "Head", "LedgerError", "Operation", "OpsLedger", "Unsound"]
 
 LOCK_FILE = "ops-ledger.lock"
 LOCK_WAIT_S = 10.0
@@ -55,14 +55,16 @@ class Unsound(LedgerError):
 class OpsLedger:
     """The ledger of one directory and one Redis."""
 
-    def __init__(self, directory: Path, store: Store) -> None:
+    def __init__(self, directory: Path, store: Store, keys: Keys = LIVE) -> None:
         """Prepare; nothing is read, sent or created yet.
 
         Args:
             directory: where its files are.
             store: where its head is kept too.
+            keys: the names.
         """
         self._directory = directory
+        self._head_key = keys.ops_head
         self._store = store
 
     def append(self, operation: Operation, now: float) -> Entry:
@@ -112,7 +114,7 @@ class OpsLedger:
         """
         with self._locked(fcntl.LOCK_SH):
             look = self._look()
-            return [*look.findings, *against(look, self._known())]
+            return [*look.findings, *against(look, self._known(), self._head_key)]
 
     def verify_files(self) -> list[str]:
         """What is wrong with the files: one sentence each.
@@ -137,11 +139,12 @@ class OpsLedger:
             raise Unsound(f"{findings[0]} {told}")
 
     def _known(self, *before: tuple[str, ...]) -> object:
-        return self._store.read([*before, ("HMGET", HEAD_KEY, "count", "head", "ts")])[-1]
+        return self._store.read([*before, ("HMGET", self._head_key, "count", "head", "ts")])[-1]
 
     def _finish(self, look: Look, entry: Entry) -> None:
         """All steps of one entry; those that an earlier append has done are done again, to the same end."""
-        self._refuse(against(look, self._known(("UNWATCH",), ("WATCH", HEAD_KEY))))
+        known = self._known(("UNWATCH",), ("WATCH", self._head_key))
+        self._refuse(against(look, known, self._head_key))
         if not look.head:
             self._save(HEAD_FILE, NO_HEAD.line())  # from now on a missing one is a finding
         if look.pending is None:
@@ -165,7 +168,7 @@ class OpsLedger:
     def _reserve(self, head: Head, entry: Entry, *, fresh: bool) -> None:
         """Redis' head becomes this one, if it is still what it was when it was watched."""
         try:
-            self._store.apply([(HashReplace(HEAD_KEY, head.fields()),)])
+            self._store.apply([(HashReplace(self._head_key, head.fields()),)])
         except StoreError as error:
             if self._is_reserved(head):
                 return
@@ -174,7 +177,7 @@ class OpsLedger:
             (self._directory / PENDING_FILE).unlink()
             if error.code == "conflict":
                 why = "another ledger with the same Redis appended in the meantime, or the connection broke"
-                raise Unsound(f"{HEAD_KEY} was not moved: {why}. Nothing was recorded: try again.") from None
+                raise Unsound(f"{self._head_key} was not moved: {why}. Nothing was recorded: try again.") from None
             raise
 
     def _is_reserved(self, head: Head) -> bool:

@@ -8,6 +8,9 @@
 - A server's refusal of one key (WRONGTYPE) is a ``Failed`` reply; a refusal that concerns every key (LOADING, OOM,
   NOAUTH and their like), and every trouble of the connection, is a ``StoreError``.
 
+- Where a locator tells where the primary is, every new socket is asked for its role first, and what refuses to be one
+  (READONLY, MOVED) is let go of: the next batch goes where the primary is then.
+
 Authentication, TLS and reconnects are redis-py's; this uses its connection beneath the Pipeline object. RESP2 is fixed:
 its replies are flat lists of bytes.
 """
@@ -17,29 +20,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import hiredis
 import redis
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
+from quantum_alloc.adapters.connecting import (
+    ADDRESS_HINT,
+    CODES,
+    CONFIGURATION_CODES,
+    STORE_CODES,
+    TIMEOUT_S,
+    StoreError,
+    code_of,
+    is_tls,
+    options_of,
+    store_error,
+)
 from quantum_alloc.adapters.effects import Command, Failed, Group, Reply
+from quantum_alloc.adapters.locate import Locator, Place
 
-TIMEOUT_S = 0.2
+__all__ = ["CODES", "CONFIGURATION_CODES", "STORE_CODES", "TIMEOUT_S", "Script", "Store", "StoreError"]
+
 CHUNK_COMMANDS = 300
-
-CONFIGURATION_CODES = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
-STORE_CODES = CONFIGURATION_CODES | {
-    "OOM", "READONLY", "MASTERDOWN", "LOADING", "NOREPLICAS", "MISCONF", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MOVED",
-    "ASK", "CROSSSLOT", "EXECABORT",
-}  # fmt: skip
-"""Refusals that concern the server or our account, not one key."""
-CODES = STORE_CODES | {"unreachable", "timeout", "closed", "conflict", "journal", "other"}
-"""Every code a ``StoreError`` can carry: a closed set, safe as a metric label."""
+NOPERM_IN_SCRIPTS = ("ACL failure in script", "The user executing the script can't")
+"""How servers say, without the code, that a script lacks a right."""
+ELSEWHERE = frozenset({"READONLY", "MASTERDOWN", "NOREPLICAS", "LOADING", "MOVED", "ASK", "CLUSTERDOWN"})
+"""Refusals of a server that is the primary no more, or may not be: where there is a locator, it is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,82 +72,43 @@ class Script:
 _pack = cast(Callable[[Command], bytes], hiredis.pack_command)
 
 
-class StoreError(Exception):
-    """The store did not do what it was asked, as a whole.
-
-    Attributes:
-        code: one of ``CODES``.
-        detail: for logs; holds no secret.
-    """
-
-    def __init__(self, code: str, detail: str = "") -> None:
-        """Keep the code and the detail."""
-        super().__init__(f"{code}: {detail}" if detail else code)
-        self.code = code if code in CODES else "other"
-        self.detail = detail
-
-    @property
-    def is_configuration(self) -> bool:
-        """True for a wrong or missing password or right: waiting alone will not help."""
-        return self.code in CONFIGURATION_CODES
-
-
-def _code(error: RedisError) -> str:
-    known = getattr(error, "status_code", None)
-    text = str(error)
-    if known is not None:
-        return str(known)
-    if isinstance(error, AuthenticationError):
-        return "WRONGPASS"
-    return text.split(" ", 1)[0] if text else "ERR"
-
-
-def _store_error(error: Exception, where: str) -> StoreError:
-    if isinstance(error, RedisTimeoutError):
-        return StoreError("timeout", f"no answer from {where} within {TIMEOUT_S * 1e3:.0f} ms")
-    code = _code(error) if isinstance(error, RedisError) else ""
-    if code in STORE_CODES:
-        return StoreError(code, f"{where} answered {code}")
-    if isinstance(error, (RedisConnectionError, OSError)):
-        refused = "onnecting to" in str(error) or "onnection refused" in str(error)
-        if refused:
-            hint = "is it running, and is it what REDIS_URL, or REDIS_HOST and REDIS_PORT, name?"
-            return StoreError("unreachable", f"{where} cannot be reached: {hint}")
-        return StoreError("closed", f"{where}: {error}")
-    return StoreError("other", f"{where}: {type(error).__name__}")
-
-
 def _failed(error: ResponseError) -> Failed:
-    return Failed(_code(error), str(error))
+    return Failed(code_of(error), str(error))
 
 
 class Store:
     """One connection to one server, for one thread."""
 
-    def __init__(self, url: str, password: str | None = None, shown: str = "", timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        password: str | None = None,
+        shown: str = "",
+        timeout_s: float = TIMEOUT_S,
+        *,
+        username: str | None = None,
+        ca_file: Path | None = None,
+        locator: Locator | None = None,
+    ) -> None:
         """Prepare; nothing is sent yet.
 
         Args:
             url: redis://, rediss:// or unix:// address.
-            password: None for none; it overrides one in the address.
+            password: None for none; one in the address wins.
             shown: the address as messages show it.
             timeout_s: of connecting, sending and receiving, each.
+            username: None for none, or the one in the address.
+            ca_file: whose certificates the server's must come from, with rediss://; None for the system's.
+            locator: tells where the primary is, in the place of the address; None where the address does.
 
         Raises:
             ValueError: the address is of no known kind.
         """
-        secret = {} if password is None else {"password": password}
         self.shown = shown or "the server"
-        self._pool = redis.ConnectionPool.from_url(
-            url,
-            protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            client_name="quantum-alloc",
-            **secret,
-        )
+        self._options = options_of(url, username, password, ca_file, timeout_s)
+        self._locator = locator
+        self._place: Place | None = None
+        self._pool: Any = redis.ConnectionPool(**self._options) if locator is None else None
         self._connects = 0
         self._only: int | None = None
         self._watching: tuple[int, int] | None = None
@@ -158,7 +128,7 @@ class Store:
         try:
             return self._batch(commands, wait_s=wait_s)
         except StoreError as error:
-            if error.code != "closed":
+            if error.code not in ("closed", "MOVED") or (error.code == "MOVED" and self._locator is None):
                 raise
         return self._batch(commands, wait_s=wait_s)
 
@@ -216,7 +186,8 @@ class Store:
         if isinstance(reply, Failed) and reply.code == "NOSCRIPT":
             reply = self._on(connection, ("EVAL", script.text, *call))
         if isinstance(reply, Failed):
-            raise StoreError("other", f"{self.shown} refused the script: {reply.message[:200]}")
+            code = "NOPERM" if any(words in reply.message for words in NOPERM_IN_SCRIPTS) else "other"
+            raise StoreError(code, f"{self.shown} refused the script: {reply.message[:200]}")
         return reply
 
     def _on(self, connection: int, command: Command) -> Reply:
@@ -233,7 +204,10 @@ class Store:
 
     def close(self) -> None:
         """Close the connection."""
-        self._pool.disconnect()
+        if self._pool is not None:
+            self._pool.disconnect()
+        if self._locator is not None:
+            self._locator.close()
 
     def _transaction(self, commands: list[Command]) -> list[tuple[str, Failed]]:
         outcome = self._outcome(self._batch([("MULTI",), *commands, ("EXEC",)], guarded=True))
@@ -254,10 +228,14 @@ class Store:
 
     def _batch(self, commands: Sequence[Command], *, guarded: bool = False, wait_s: float = 0.0) -> list[Reply]:
         try:
+            if self._locator is not None:
+                self._settle(self._locator)
             connection: Any = self._pool.get_connection()
-        except (RedisError, OSError) as error:
+        except (StoreError, RedisError, OSError) as error:
             self._watching = None
-            raise _store_error(error, self.shown) from None
+            self._leave()
+            hint = ADDRESS_HINT if self._locator is None else "it may have failed just now, and another takes its place"
+            raise store_error(error, self._where, opening=True, tls=is_tls(self._options), hint=hint) from None
         connection.register_connect_callback(self._connected)
         if self._only not in (None, self._connects):
             self._pool.release(connection)
@@ -275,36 +253,82 @@ class Store:
         """Another socket: nothing is watched on it."""
         self._connects += 1
 
+    @property
+    def _where(self) -> str:
+        """The server, for messages."""
+        return self.shown if self._place is None else f"{self.shown} (now {self._place[0]}:{self._place[1]})"
+
+    def _settle(self, locator: Locator) -> None:
+        """Have a pool of where the primary is; one that moved is left, but not between a WATCH and its EXEC."""
+        if self._pool is not None and self._only is None and self._watching is None:
+            now_at = locator.moved()
+            if now_at is not None and now_at != self._place:
+                self._leave()
+        if self._pool is None:
+            self._place = None
+            host, port = self._place = locator.find()
+            own = {**self._options, "host": host, "port": port, "redis_connect_func": _as_primary}
+            self._pool = redis.ConnectionPool(**own)
+            self._connects += 1
+
+    def _leave(self, message: str = "") -> None:
+        """Let go of a server that may be the primary no more."""
+        if self._locator is None:
+            return
+        if message:
+            self._locator.told(message)
+        if self._pool is not None:
+            self._pool.disconnect()
+            self._pool = None
+
     def _exchange(self, connection: Any, commands: Sequence[Command], guarded: bool, wait_s: float) -> list[Reply]:
         try:
-            replies: list[Reply] = []
-            if guarded:  # a MULTI that is refused must not let what follows through one by one
-                connection.send_packed_command([_pack(commands[0])], check_health=False)
-                replies.append(self._reply(connection))
-                if isinstance(replies[0], Failed):
-                    raise StoreError(replies[0].code, f"{self.shown} refuses MULTI: {replies[0].message[:200]}")
-            sent = len(replies)
-            while len(replies) < len(commands):
-                while sent < len(commands) and sent - len(replies) <= CHUNK_COMMANDS:
-                    chunk = commands[sent : sent + CHUNK_COMMANDS]
-                    connection.send_packed_command([b"".join(map(_pack, chunk))], check_health=False)
-                    sent += len(chunk)
-                if wait_s and not replies:
-                    connection.can_read(timeout=wait_s)
-                replies += [self._reply(connection) for _ in range(min(CHUNK_COMMANDS, sent - len(replies)))]
+            replies = self._talk(connection, commands, guarded, wait_s)
         except (RedisError, OSError) as error:
             self._watching = None
             connection.disconnect()
-            raise _store_error(error, self.shown) from None
-        except BaseException:
+            where = self._where
+            self._leave()
+            raise store_error(error, where) from None
+        except BaseException as error:
             connection.disconnect()  # replies may be under way that belong to nobody
+            if isinstance(error, StoreError) and error.code in ELSEWHERE:
+                self._leave()
             raise
         finally:
-            self._pool.release(connection)
+            if self._pool is not None:
+                self._pool.release(connection)
         for reply in replies:
             if isinstance(reply, Failed) and reply.code in STORE_CODES and reply.code != "EXECABORT":
-                raise StoreError(reply.code, f"{self.shown} answered {reply.message[:200]}")
+                where = self._where
+                if reply.code in ELSEWHERE and self._locator is not None:
+                    self._watching = None
+                    self._leave(reply.message if reply.code == "MOVED" else "")
+                raise StoreError(reply.code, f"{where} answered {reply.message[:200]}{self._hint(reply.code)}")
         return replies
+
+    def _talk(self, connection: Any, commands: Sequence[Command], guarded: bool, wait_s: float) -> list[Reply]:
+        replies: list[Reply] = []
+        if guarded:  # a MULTI that is refused must not let what follows through one by one
+            connection.send_packed_command([_pack(commands[0])], check_health=False)
+            replies.append(self._reply(connection))
+            if isinstance(replies[0], Failed):
+                raise StoreError(replies[0].code, f"{self._where} refuses MULTI: {replies[0].message[:200]}")
+        sent = len(replies)
+        while len(replies) < len(commands):
+            while sent < len(commands) and sent - len(replies) <= CHUNK_COMMANDS:
+                chunk = commands[sent : sent + CHUNK_COMMANDS]
+                connection.send_packed_command([b"".join(map(_pack, chunk))], check_health=False)
+                sent += len(chunk)
+            if wait_s and not replies:
+                connection.can_read(timeout=wait_s)
+            replies += [self._reply(connection) for _ in range(min(CHUNK_COMMANDS, sent - len(replies)))]
+        return replies
+
+    def _hint(self, code: str) -> str:
+        """What a refusal says about the settings."""
+        lost = self._locator is None and code in ("MOVED", "CROSSSLOT")
+        return ": it is a node of a cluster, set REDIS_CLUSTER=1 and QA_HASH_TAG" if lost else ""
 
     def _reply(self, connection: Any) -> Reply:
         try:
@@ -314,3 +338,13 @@ class Store:
         if isinstance(reply, list):
             return [_failed(r) if isinstance(r, ResponseError) else cast(Reply, r) for r in reply]
         return cast(Reply, reply)
+
+
+def _as_primary(connection: Any) -> None:
+    """What is done with a new socket where a locator said whose it is: it must be the primary's."""
+    connection.on_connect()
+    connection.send_command("HELLO", 2, check_health=False)
+    told = connection.read_response(disable_decoding=True)
+    state = dict(zip(told[::2], told[1::2], strict=False)) if isinstance(told, list) else {}
+    if state.get(b"role") != b"master":
+        raise ReadOnlyError("it is no primary", status_code="READONLY")

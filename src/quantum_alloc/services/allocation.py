@@ -37,6 +37,7 @@ from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "allocation"
+DONE = "Allocation cycle complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
     m.replace("p29_allocation_confidence", {d.symbol: d.confidence for d in made.decisions})
     m.replace("p29_cluster_factor", {d.cluster_id: d.cluster_factor for d in made.decisions})
     if made.halted:
-        return Told(f"Allocation cycle complete symbols={len(seen.symbols.names)} targets=0 mode={mode}", made.halted)
+        return Told(DONE, made.halted, {"symbols": len(seen.symbols.names), "targets": 0, "mode": mode})
     for d in made.decisions:
         m.add("p29_targets_computed_total", d.symbol)
         if mode == ENFORCE:
@@ -210,7 +211,7 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
         m.add("p29_shadow_pass_total", amount=len(made.decisions))
     _tell_shared(m, made)
     n = len(made.decisions) + len(made.skipped)
-    return Told(f"Allocation cycle complete symbols={n} targets={len(made.decisions)} mode={mode}")
+    return Told(DONE, fields={"symbols": n, "targets": len(made.decisions), "mode": mode})
 
 
 def build(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -29,7 +30,7 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core.account import Held
-from quantum_alloc.core.apply import Fate
+from quantum_alloc.core.apply import Application, Fate
 from quantum_alloc.core.fields import number
 from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.isolate import Attempt
@@ -37,6 +38,8 @@ from quantum_alloc.core.limits import US
 from quantum_alloc.core.reading import Fresh
 from quantum_alloc.core.reconcile import Stage
 from quantum_alloc.services.apply_account import PAGE, Entries, Made, Seen, Set, effects, entries_of, step_account
+from quantum_alloc.services.apply_lost import Acknowledged
+from quantum_alloc.services.logs import NAMED, Case, Fields, changed, few, say
 from quantum_alloc.services.loop import Cycle, Told
 
 __all__ = ["NAME", "PAGE", "Applier", "Made", "Seen", "Set", "build", "universe_of"]
@@ -53,6 +56,8 @@ LAST = 1 << 60
 MOST_POSITIONS = 100_000
 HEAD = 7
 """Answers before those of the streams."""
+REFUSED_OFTEN = 10
+"""From so many refusals in a row on, it is told."""
 VAIN_CYCLES = 20
 """After so many refusals ``--once`` leaves what waits."""
 SPOILED_S = 5.0
@@ -78,6 +83,9 @@ class Applier:
         self._has_held = self._is_negative = False
         self._spoiled: dict[str, float] = {}
         self._said: set[str] = set()
+        self._acknowledged = Acknowledged()
+        self._written_again: frozenset[str] = frozenset()
+        self._kill = Kill.OFF
 
     # ---- read
 
@@ -92,6 +100,7 @@ class Applier:
             if loaded.trouble:
                 key = self._set.names.apply_state
                 raise StoreError("other", f"the account {key} cannot be read: {loaded.trouble}: mend it, or delete it")
+            self._look_back(0 if loaded.account is None else loaded.account.revision, now_us)
             self._has_held = self._has_held or loaded.account is not None
             account = loaded.account or opened
             if account is None:
@@ -104,6 +113,19 @@ class Applier:
                 return self._seen(head, loaded, account, now_us)
             self._positions = dict(account.positions)
         raise StoreError("conflict", "another apply layer writes the same account: does the service run twice?")
+
+    def _look_back(self, revision: int, now_us: int) -> None:
+        """Say what a server has lost of what it had acknowledged; it cannot be had back."""
+        lost = self._acknowledged.look(revision, now_us)
+        if lost is None:
+            return
+        self._metrics.add("quantum_alloc_account_writes_lost_total", amount=lost.writes)
+        if not revision:
+            return  # that the account is gone is told where another is opened
+        filled = ", ".join(few(list(lost.plan_ids))) or "none"
+        why = f"the server has lost the last {lost.writes} writes of the account, by a failover or a restore"
+        text = f"{why}: plans whose permits were used up in them: {filled}; these are not filled again"
+        say(log, logging.ERROR, "account", text, {"count": lost.writes})
 
     def _wait(self) -> None:
         """Where nothing is to be done, until an event comes or the marks are due."""
@@ -161,11 +183,11 @@ class Applier:
             if qty != 0.0 and entry is not None:
                 held[symbol] = Held(qty, entry, now_us)
         told_of = "that was there" if known is not None else "of QA_PAPER_EQUITY_USD"
-        log.warning(
-            "the account is opened with a balance %s, %s USD, and %d positions", told_of, number(usd), len(held)
-        )
+        text = f"the account is opened with a balance {told_of}, {number(usd)} USD, and {len(held)} positions"
+        say(log, logging.WARNING, "account", text, {"usd": usd, "positions": len(held)})
         if self._has_held:
-            log.error("the account that was held so far is gone from the server: this one is another")
+            text = "the account that was held so far is gone from the server: this one is another"
+            say(log, logging.ERROR, "account", text)
             self._has_held = False
         first = {name: self._first_id(name, now_us) for name in aw.STREAMS}
         return aw.Account(0, s.streams, first, usd, usd, held=held)
@@ -204,20 +226,25 @@ class Applier:
         stale_s = s.params.market_stale_s
         kill = Kill.HALT if gw.is_latched(head[2]) else gw.kill_state(head[1])
         regime = wire.decode_newest(wire.REGIME, replies[0], now, LABEL_STALE_S)
-        clusters = wire.decode_clusters(replies[1]).of if has_map else {}
+        clusters = wire.decode_clusters(replies[1] if has_map else [])
+        prices = {n: wire.decode(gw.MARKET, r, now, stale_s) for n, r in zip(symbols, markets, strict=True)}
+        states = Counter({("regime", regime.state): 1, **({("clusters", clusters.state): 1} if has_map else {})})
+        states.update(("market", price.state) for price in prices.values())
         revision = loaded.texts.get("_rev", "")
         simulated_us = None if s.simulated is None else now_us
+        barred = self._acknowledged.barred
         basis = consume.Basis(
             gw.seen_kill(head[1]), gw.seen_latch(head[2]), revision, now_us, self._store.connections, simulated_us
         )
         return Seen(
             now_us, basis, kill, loaded, account, entries,
             frozenset(waiting),
-            {p: raw for p, raw in zip(waiting, raws, strict=True) if isinstance(raw, bytes)},
-            {n: wire.decode(gw.MARKET, r, now, stale_s) for n, r in zip(symbols, markets, strict=True)},
-            (regime.value.name if isinstance(regime, Fresh) else "", clusters),
+            {p: raw for p, raw in zip(waiting, raws, strict=True) if isinstance(raw, bytes) and p not in barred},
+            prices,
+            (regime.value.name if isinstance(regime, Fresh) else "", clusters.of),
             _rearmed(head[5]),
             now_us >= self._marked_us + round(s.mark_every_s * US) or now_us < self._marked_us,
+            states,
         )  # fmt: skip
 
     # ---- write
@@ -242,9 +269,12 @@ class Applier:
             self._refused, spoiled = consume.answered(reply, self._store.shown)
             if spoiled:
                 self._leave_out(spoiled)
+            elif self._said and not self._refused:
+                self._written_again = frozenset(e.key for e in writes) & self._said
         if not self._refused:
             self._positions = dict(made.account.positions)
             if made.is_write:
+                self._acknowledged.note(made.account.revision, made.ended, seen.now_us)
                 self._marked_us = seen.now_us
                 self._idle_until = time.monotonic() + self._set.mark_every_s
         # what was just reported is read at once, so that it is reconciled
@@ -273,7 +303,8 @@ class Applier:
             raise StoreError("other", text)
         if key not in self._said:
             self._said.add(key)
-            log.error("%s holds another type of value and is not written: delete it", key)
+            text = f"{key} holds another type of value and is not written: delete it"
+            changed(log, logging.ERROR, text, "key", "ok", "refused", {"key": key})
         self._spoiled[key] = time.monotonic() + SPOILED_S
 
     # ---- what is told
@@ -283,16 +314,19 @@ class Applier:
         m, a = self._metrics, made.account
         for state in Kill:
             m.set("quantum_alloc_kill_state", float(seen.kill is state), state.value)
+        self._tell_states(seen)
         if self._refused:
             m.add("quantum_alloc_apply_refused_total", self._refused)
-            return Told("")
+            return Told("", f"the write is refused: {self._refused}" if self._vain >= REFUSED_OFTEN else "")
         for usd in seen.entries.paid_in_usd:
-            log.warning("%s USD are paid into the account: the balance is %s USD", number(usd), number(a.balance_usd))
+            text = f"{number(usd)} USD are paid into the account: the balance is {number(a.balance_usd)} USD"
+            say(log, logging.WARNING, "account", text, {"usd": usd})
         for done in made.ended:
             m.add("quantum_alloc_apply_results_total", done.fate.value, done.reason.value)
             if done.fate is Fate.REFUSED:
-                who = done.inputs.plan_id, done.inputs.symbol
-                log.warning("the permit of plan %s of %s is refused: %s", *who, done.reason.value)
+                case = _case(done)
+                text = f"the permit of plan {case['plan_id']} of {case['symbol']} is refused: {case['reason']}"
+                say(log, logging.WARNING, "account", text, case)
             if done.trade is not None:
                 symbol = done.inputs.symbol
                 m.add("quantum_alloc_fills_total", symbol, "BUY" if done.trade.qty > 0.0 else "SELL")
@@ -301,17 +335,36 @@ class Applier:
                 )
                 m.add("quantum_alloc_hints_applied_total", amount=done.factor != 1.0)
         if made.missed:
-            log.warning(
-                "%d of the governor's events were gone before they were read: their permits expire", made.missed
-            )
+            text = f"{made.missed} of the governor's events were gone before they were read: their permits expire"
+            say(log, logging.WARNING, "fault", text, {"count": made.missed})
         self._gauges(seen, a, made.waiting, made.missed)
-        fills = sum(done.trade is not None for done in made.ended)
-        line = f"Apply cycle complete fills={fills} ended={len(made.ended)} waiting={made.waiting}"
-        return Told(f"{line} mode={self._set.params.apply_mode}" if made.ended else "")
+        if not made.ended:
+            return Told("")
+        filled = [done.inputs.symbol for done in made.ended if done.trade is not None]
+        unfilled = [_case(done) for done in made.ended if done.trade is None]
+        fields: Fields = {"fills": len(filled), "ended": len(made.ended), "waiting": made.waiting}
+        if filled:
+            fields["filled"] = few(list(dict.fromkeys(filled)))
+        if unfilled:
+            fields["unfilled"] = unfilled[:NAMED]
+        return Told("Apply cycle complete", fields={**fields, "mode": self._set.params.apply_mode})
+
+    def _tell_states(self, seen: Seen) -> None:
+        """The kill switch, and keys that are written again, when that changes."""
+        if seen.kill is not self._kill:
+            text = f"the kill switch is {seen.kill.value}"
+            changed(log, logging.WARNING, text, "kill_switch", self._kill.value, seen.kill.value)
+            self._kill = seen.kill
+        for key in sorted(self._written_again):
+            changed(log, logging.WARNING, f"{key} is written again", "key", "refused", "ok", {"key": key})
+        self._said -= self._written_again
+        self._written_again = frozenset()
 
     def _gauges(self, seen: Seen, a: aw.Account, waiting: int, missed: int) -> None:
         m, c = self._metrics, a.permits.counts
         m.set("quantum_alloc_symbols", len(a.held))
+        for (name, state), n in seen.states.items():
+            m.add("quantum_alloc_inputs_total", name, state, amount=n)
         m.set("quantum_alloc_balance_usd", a.balance_usd)
         m.set("quantum_alloc_realized_pnl_usd", a.realised_usd)
         m.set("quantum_alloc_fees_usd", a.fees_usd)
@@ -332,14 +385,15 @@ class Applier:
         m.replace("quantum_alloc_position_usd", marks)
         wrong = c.without_permit + c.above_permit + c.elsewhere
         if wrong > max(self._without, 0):
-            log.error(
-                "%d fills without a permit, %d above theirs, %d not in the account: see 'quantum-alloc status'",
-                c.without_permit, c.above_permit, c.elsewhere,
-            )  # fmt: skip
+            kinds = f"{c.without_permit} fills without a permit, {c.above_permit} above theirs, {c.elsewhere} not in"
+            text = f"{kinds} the account: see 'quantum-alloc status'"
+            say(log, logging.ERROR, "fault", text, {"count": wrong})
         self._without = wrong
         if (a.balance_usd < 0.0) != self._is_negative:
             self._is_negative = not self._is_negative
-            log.warning("the balance is %s", "below 0" if self._is_negative else "above 0 again")
+            text = f"the balance is {'below 0' if self._is_negative else 'above 0 again'}"
+            before, after = ("ok", "negative") if self._is_negative else ("negative", "ok")
+            changed(log, logging.WARNING, text, "balance", before, after, {"usd": a.balance_usd})
 
     @property
     def has_more(self) -> bool:
@@ -349,6 +403,11 @@ class Applier:
     def wait_s(self, _: float) -> float:
         """Reading waits for events; what waits for something else is looked at again after a moment."""
         return 0.0 if self._is_idle or self._is_more else AGAIN_S
+
+
+def _case(done: Application) -> Case:
+    """A permit that came to its end, as lines tell it."""
+    return {"plan_id": done.inputs.plan_id, "symbol": done.inputs.symbol, "reason": done.reason.value}
 
 
 def _rearmed(reply: Reply) -> bytes:

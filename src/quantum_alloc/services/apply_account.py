@@ -130,6 +130,7 @@ class Seen:
         labels: regime, and cluster by symbol.
         rearmed: when the kill switch was last rearmed, as it stands; empty for never.
         is_due: whether positions and balance are to be written again.
+        states: how many inputs of each kind were in which state.
     """
 
     now_us: int
@@ -144,6 +145,7 @@ class Seen:
     labels: tuple[str, Mapping[str, str]]
     rearmed: bytes
     is_due: bool
+    states: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

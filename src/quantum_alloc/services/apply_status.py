@@ -5,22 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from quantum_alloc.adapters import apply_wire as aw
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store
 
 ALARM = "ALARM"
 
 
-def state(store: Store) -> tuple[dict[str, Any], dict[str, Any]]:
+def state(store: Store, keys: Keys) -> tuple[dict[str, Any], dict[str, Any]]:
     """The account, and the reconciliation of permits and fills; both empty where there is no account.
 
     Args:
         store: where to look.
+        keys: the names.
 
     Raises:
         StoreError: Redis does not answer.
     """
-    loaded = aw.decode_state(store.read([("HGETALL", LIVE.apply_state)])[0])
+    loaded = aw.decode_state(store.read([("HGETALL", keys.apply_state)])[0])
     if loaded.trouble:
         return {"account": "unreadable", "why": loaded.trouble}, {}
     if loaded.account is None:

@@ -27,6 +27,7 @@ from quantum_alloc.core import (
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services import following
 from quantum_alloc.services.following import Followed, Follower
+from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "attribution"
@@ -59,9 +60,8 @@ def tell(m: Metrics, mode: str, seen: Seen, made: AttributionCycle, took_s: floa
     m.replace("p30_alpha_score", {d.symbol: d.alpha_score for d in made.decisions})
     m.replace("p30_performance_factor", {d.symbol: d.performance_factor for d in made.decisions})
     m.replace("p30_confidence", {d.symbol: d.confidence for d in made.decisions})
-    read_in = following.executions(seen.followed)
-    line = f"Attribution cycle complete symbols={len(made.decisions)} {read_in} mode={mode}"
-    return Told(line, seen.followed.saved.refused)
+    told: Fields = {"symbols": len(made.decisions), **following.executions(seen.followed), "mode": mode}
+    return Told("Attribution cycle complete", seen.followed.saved.refused, told)
 
 
 def build(

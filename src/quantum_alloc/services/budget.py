@@ -14,9 +14,11 @@ from quantum_alloc.adapters.universe import Symbols, Universe
 from quantum_alloc.adapters.writes import Target, budget_effects
 from quantum_alloc.core import BudgetCycle, BudgetInputs, BudgetParams, budget_cycle
 from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "budget"
+DONE = "Budget cycle complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +67,16 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: BudgetCycle) -> Told:
     looked.update(("cluster", r.state) for r in i.stress.values())
     for (name, state), n in looked.items():
         m.add("quantum_alloc_inputs_total", name, state, amount=n)
-    line = f"Budget cycle complete symbols={len(made.decisions)} mode={mode}"
+    told: Fields = {"symbols": len(made.decisions), "mode": mode}
     if made.halted:
-        return Told(line, made.halted)
+        return Told(DONE, made.halted, told)
     over = [d.symbol for d in made.decisions if d.over_budget_usd > 0.0]
     for symbol in over:
         m.add("quantum_alloc_budget_violations_total", symbol)
     m.replace("quantum_alloc_budget_usd", {d.symbol: d.budget_usd for d in made.decisions})
     if made.decisions:
         m.set("quantum_alloc_portfolio_heat_ratio", made.decisions[0].portfolio_heat)
-    return Told(f"{line} violations={len(over)}")
+    return Told(DONE, fields={**told, "violations": len(over)})
 
 
 def build(

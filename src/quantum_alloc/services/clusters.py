@@ -7,6 +7,7 @@ their strains are worked out. A map is written whole in one step; without any ba
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from quantum_alloc.core import Bars, ClusterCycle, ClusterParams, Fresh, cluster
 from quantum_alloc.core.allocation import UNMAPPED
 from quantum_alloc.core.clusters import Correlations, correlations, groups_of, name_groups
 from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "clusters"
@@ -114,6 +116,7 @@ class Seen:
     notional_usd: Mapping[str, float]
     alpha_score: Mapping[str, float]
     malformed: int
+    looked: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +172,15 @@ def tell(m: Metrics, seen: Seen, made: Made) -> Told:
     m.set("quantum_alloc_refused_names", seen.symbols.refused + seen.before.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     m.set("quantum_alloc_bars_malformed", seen.malformed)
+    for (name, state), n in seen.looked.items():
+        m.add("quantum_alloc_inputs_total", name, state, amount=n)
     m.set("quantum_alloc_clusters", len(made.cycle.clusters))
     m.replace("quantum_alloc_cluster_stress", {s.cluster_id: s.stress for s in made.cycle.stresses})
     grouped = {s for members in made.cycle.clusters.values() for s in members}
     unmapped = 0 if made.nothing else len(seen.bars.keys() - grouped)
     m.set("quantum_alloc_unmapped_symbols", unmapped)
-    line = f"Clusters cycle complete symbols={len(grouped)} clusters={len(made.cycle.clusters)} unmapped={unmapped}"
-    return Told(line, made.nothing)
+    told: Fields = {"symbols": len(grouped), "clusters": len(made.cycle.clusters), "unmapped": unmapped}
+    return Told("Clusters cycle complete", made.nothing, told)
 
 
 def build(
@@ -214,6 +219,7 @@ def build(
         notional: dict[str, float] = {}
         alpha: dict[str, float] = {}
         n = len(names)
+        looked = Counter({("clusters", before.state): 1})
         for symbol, position, score in zip(names, replies[:n], replies[n:], strict=True):
             held = wire.decode(wire.POSITION, position, now, POSITION_STALE_S)
             if isinstance(held, Fresh):
@@ -221,7 +227,10 @@ def build(
             scored = wire.decode(wire.ALPHA, score, now, ALPHA_STALE_S)
             if isinstance(scored, Fresh):
                 alpha[symbol] = scored.value
-        return Seen(now, symbols, reader.read(store, symbols.names, now), before, notional, alpha, reader.malformed)
+            looked["position", held.state] += 1
+            looked["attribution", scored.state] += 1
+        bars = reader.read(store, symbols.names, now)
+        return Seen(now, symbols, bars, before, notional, alpha, reader.malformed, looked)
 
     def decide(state: State, seen: Seen, _: Attempt) -> tuple[State, Made]:
         return step(state, seen, params, static)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 
 from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Reply
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.run_records import Entry, Records, Streams
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.services.conserve import Recomputer, Valuer
@@ -87,7 +87,7 @@ class Tally:
 class Watch:
     """Reads what is new after every bar."""
 
-    def __init__(self, store: Store, streams: Streams, balance_usd: float, *, series: bool) -> None:
+    def __init__(self, store: Store, streams: Streams, balance_usd: float, *, series: bool, keys: Keys = LIVE) -> None:
         """Begin at the beginning.
 
         Args:
@@ -95,8 +95,9 @@ class Watch:
             streams: their names.
             balance_usd: that the account is opened with.
             series: whether what a report needs is kept.
+            keys: the names.
         """
-        self._store, self._streams = store, streams
+        self._store, self._streams, self._keys = store, streams, keys
         self._from = dict.fromkeys(_NAMES, "0-0")
         self._series = series
         self._kept: dict[str, list[Entry]] = {name: [] for name in _NAMES}
@@ -117,7 +118,7 @@ class Watch:
         """
         names = [getattr(self._streams, n) for n in _NAMES]
         command = ("XREAD", "STREAMS", *names, *(self._from[n] for n in _NAMES))
-        reply, clusters = self._store.read([command, ("HGETALL", LIVE.clusters)])
+        reply, clusters = self._store.read([command, ("HGETALL", self._keys.clusters)])
         by_stream: dict[str, list[Reply]] = {}
         for row in reply if isinstance(reply, list) else []:
             if isinstance(row, list) and isinstance(row[0], bytes) and isinstance(row[1], list):

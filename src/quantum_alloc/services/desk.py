@@ -10,8 +10,9 @@ before the ledgers, so that the ledger of an answered one holds its permit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from quantum_alloc.adapters import codec, governor_wire, wire
 from quantum_alloc.adapters.bars import BarReader
@@ -72,12 +73,14 @@ class Seen:
         symbols: of this cycle.
         inputs: one entry a symbol.
         nothing: empty, or why nothing is proposed.
+        looked: how many inputs of each kind were in which state.
     """
 
     now: float
     symbols: Symbols
     inputs: tuple[DeskInputs, ...] = ()
     nothing: str = ""
+    looked: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 def _held(f: Fields) -> Held:
@@ -157,6 +160,7 @@ class _Reader:
         self._store, self._universe, self._params, self._keys = store, universe, params, keys
         self._simulated = simulated
         self._bars = BarReader(keys, KEPT_BARS)
+        self._looked: Counter[tuple[str, str]] = Counter()
 
     def read(self) -> Seen:
         """Time and symbols, own state, bars, then everything else in one batch."""
@@ -179,12 +183,13 @@ class _Reader:
             [wire.PORTFOLIO.query(self._keys.portfolio), *(c for s in last for c in self._queries(s, last[s]))]
         )
         portfolio = wire.decode(wire.PORTFOLIO, first, now, PORTFOLIO_STALE_S)
+        self._looked = Counter({("portfolio", portfolio.state): 1})
         width = len(replies) // len(last)
         rows = (replies[i : i + width] for i in range(0, len(replies), width))
         inputs = tuple(
             self._inputs(s, now_us, last[s], bars.get(s), portfolio, row) for s, row in zip(last, rows, strict=True)
         )
-        return Seen(now, symbols, inputs)
+        return Seen(now, symbols, inputs, looked=self._looked)
 
     def _queries(self, symbol: str, last: LastPlan | None) -> list[Command]:
         """Of one symbol; whether its last plan was answered comes before its ledger."""
@@ -210,8 +215,11 @@ class _Reader:
     ) -> DeskInputs:
         answered, issued, there, position, market, target = replies
         now, ledger = now_us / US, governor_wire.ledger(issued)
-        held = position_of(there, wire.decode(POSITION, position, now, POSITION_STALE_S), portfolio)
+        read = wire.decode(POSITION, position, now, POSITION_STALE_S)
+        held = position_of(there, read, portfolio)
         state = wire.decode(wire.MARKET, market, now, MARKET_STALE_S)
+        self._looked.update([("position", read.state), ("market", state.state)])
+        self._looked["ledger", "ok" if ledger is not None else "malformed"] += 1
         price, sigma = (state.value.price_usd, state.value.sigma) if isinstance(state, Fresh) else (None, None)
         closes: tuple[float, ...] = ()
         if bars is not None:
@@ -282,12 +290,14 @@ def tell(m: Metrics, seen: Seen, made: DeskCycle) -> Told:
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     for i in seen.inputs:
         m.add("quantum_alloc_inputs_total", "target", i.target.state)
+    for (name, state), n in seen.looked.items():
+        m.add("quantum_alloc_inputs_total", name, state, amount=n)
     for d in made.decisions:
         if d.is_plan:
             m.add("quantum_alloc_desk_plans_total", d.action)
         else:
             m.add("quantum_alloc_desk_quiet_total", d.reason.value)
-    return Told(f"Desk cycle complete symbols={len(made.decisions)} plans={len(made.plans)}", seen.nothing)
+    return Told("Desk cycle complete", seen.nothing, {"symbols": len(made.decisions), "plans": len(made.plans)})
 
 
 def build(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from quantum_alloc.adapters import codec
 from quantum_alloc.adapters.effects import Reply, StreamAdd
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.writes import stamp
 from quantum_alloc.core.fields import number
@@ -41,11 +41,13 @@ class Where:
         plans: stream of plans.
         events: the governor's stream of events.
         maxlen: about how many entries they keep.
+        keys: of all else.
     """
 
     plans: str
     events: str
     maxlen: int
+    keys: Keys
 
 
 def _number(reply: Reply) -> float | None:
@@ -95,7 +97,7 @@ class Drill:
             self._switch("off", now)
             moved = kill_switch.rearm(
                 self._store, BY, "the drill is over", events=self._where.events, maxlen=self._where.maxlen,
-                now_us=round(now * US),
+                now_us=round(now * US), keys=self._where.keys,
             )  # fmt: skip
             self.said.append(f"bar {bar}: kill off, rearm{': ' + moved.trouble if moved.trouble else ''}")
         if bar == self._shock:
@@ -108,7 +110,8 @@ class Drill:
         if since == 0:
             self._symbol = max(self._symbols, key=lambda s: (self._room_usd(s), s))
             self.said.append(f"bar {bar}: a burst of opens of {self._symbol}")
-        disarmed = self._off_at == 0 and since >= 0 and self._store.read([("GET", LIVE.kill)])[0] == b"reduce"
+        kill = self._where.keys.kill
+        disarmed = self._off_at == 0 and since >= 0 and self._store.read([("GET", kill)])[0] == b"reduce"
         if disarmed:
             self._off_at = bar + REDUCE_BARS
             self.said.append(f"bar {bar}: the governor has disarmed itself, only what reduces is permitted")
@@ -126,16 +129,16 @@ class Drill:
     def _switch(self, word: str, now: float) -> None:
         kill_switch.set_to(
             self._store, word, BY, "the drill", events=self._where.events, maxlen=self._where.maxlen,
-            now_us=round(now * US),
+            now_us=round(now * US), keys=self._where.keys,
         )  # fmt: skip
 
     def _pay_out(self, bar: int, now: float) -> None:
-        equity = _number(self._store.read([("HGET", LIVE.portfolio, "equity_usd")])[0])
+        equity = _number(self._store.read([("HGET", self._where.keys.portfolio, "equity_usd")])[0])
         if equity is None:
             raise StoreError("other", "the drill finds no equity to take its share of")
         usd = -SHOCK * equity
         fields = {"usd": number(usd), "by": BY, "why": "a balance shock", **stamp(now)}
-        self._store.apply([(StreamAdd(LIVE.transfers, fields, self._where.maxlen),)])
+        self._store.apply([(StreamAdd(self._where.keys.transfers, fields, self._where.maxlen),)])
         self.said.append(f"bar {bar}: {-usd:,.2f} USD are paid out, {SHOCK:.0%} of the equity")
 
     def _probe(self, bar: int, now: float) -> None:
@@ -146,26 +149,29 @@ class Drill:
             self._open(f"drill-probe-{bar - self._shock}", symbol, reach[symbol], now)
 
     def _is_below_budget(self, symbol: str) -> bool:
-        keys = (LIVE.target(symbol), "target_usd"), (LIVE.budget(symbol), "budget_usd")
-        target, budget = map(_number, self._store.read([("HGET", *key) for key in keys]))
+        k = self._where.keys
+        fields = (k.target(symbol), "target_usd"), (k.budget(symbol), "budget_usd")
+        target, budget = map(_number, self._store.read([("HGET", *field) for field in fields]))
         held = None if target is None else target - self._room_usd(symbol)
         return None not in (target, budget, held) and max(target or 0.0, held or 0.0) + BURST_USD < (budget or 0.0)
 
     def _room_usd(self, symbol: str) -> float:
         """Target less exposure, USD; 0 where either is not known."""
+        k = self._where.keys
         target, qty, mark = map(_number, self._store.read(
             [
-                ("HGET", LIVE.target(symbol), "target_usd"),
-                ("HGET", LIVE.position(symbol), "position_amt"),
-                ("HGET", LIVE.position(symbol), "mark_price"),
+                ("HGET", k.target(symbol), "target_usd"),
+                ("HGET", k.position(symbol), "position_amt"),
+                ("HGET", k.position(symbol), "mark_price"),
             ]
         ))  # fmt: skip
         return 0.0 if target is None else target - abs((qty or 0.0) * (mark or 0.0))
 
     def _open(self, plan_id: str, symbol: str, usd: float, now: float) -> None:
+        k = self._where.keys
         price, held = map(
             _number,
-            self._store.read([("HGET", LIVE.market(symbol), "price"), ("HGET", LIVE.position(symbol), "position_amt")]),
+            self._store.read([("HGET", k.market(symbol), "price"), ("HGET", k.position(symbol), "position_amt")]),
         )
         if not price:
             return

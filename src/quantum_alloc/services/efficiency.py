@@ -30,6 +30,7 @@ from quantum_alloc.core.efficiency import outliers
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services import following
 from quantum_alloc.services.following import Followed, Follower
+from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "efficiency"
@@ -116,9 +117,8 @@ def tell(m: Metrics, mode: str, seen: Seen, made: EfficiencyCycle, took_s: float
             m.add("quantum_alloc_outliers_total", d.symbol, amount=strange)
     m.replace("p31_efficiency_score", {d.symbol: d.efficiency_score for d in made.decisions})
     m.replace("p31_confidence", {d.symbol: d.confidence for d in made.decisions})
-    read_in = following.executions(seen.followed)
-    line = f"Efficiency cycle complete symbols={len(made.decisions)} {read_in} mode={mode}"
-    return Told(line, seen.followed.saved.refused)
+    told: Fields = {"symbols": len(made.decisions), **following.executions(seen.followed), "mode": mode}
+    return Told("Efficiency cycle complete", seen.followed.saved.refused, told)
 
 
 def build(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantum_alloc.adapters import codec, wire
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.core.explain import attribution_knobs, budget_knobs, efficiency_knobs, proposal_knobs
 from quantum_alloc.core.explain_allocation import allocated, allocation_knobs
@@ -114,9 +114,9 @@ def short(text: str) -> str:
     return f"{value:,.2f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
-def budget(store: Store, symbol: str, now: float) -> Explanation:
+def budget(store: Store, keys: Keys, symbol: str, now: float) -> Explanation:
     """The budget hash."""
-    reply = store.read([("HGETALL", LIVE.budget(symbol))])[0]
+    reply = store.read([("HGETALL", keys.budget(symbol))])[0]
     flat = reply if isinstance(reply, list) else []
     raw = {
         n.decode("utf-8", "replace"): v.decode("utf-8", "replace")
@@ -145,9 +145,9 @@ def foreign(service: str, record: Fields, error: Exception, age: int | None) -> 
     return Explanation(service, f"The record is not one that this version can explain: {why}.", age, record=record)
 
 
-def attribution(store: Store, symbol: str, now: float) -> Explanation:
+def attribution(store: Store, keys: Keys, symbol: str, now: float) -> Explanation:
     """The last attribution record."""
-    r = _last(store, LIVE.stream("alpha.attribution"), symbol)
+    r = _last(store, keys.stream("alpha.attribution"), symbol)
     if r is None:
         return Explanation("attribution", "There is none on record.")
     try:
@@ -170,11 +170,11 @@ def attribution(store: Store, symbol: str, now: float) -> Explanation:
         return foreign("attribution", r, error, age_of(r, now))
 
 
-def _cycle_of(store: Store, symbol: str) -> tuple[Fields | None, list[Fields]]:
+def _cycle_of(store: Store, keys: Keys, symbol: str) -> tuple[Fields | None, list[Fields]]:
     """The symbol's last decision, and the others of its cycle."""
     mine: Fields | None = None
     others: list[Fields] = []
-    for f in backwards(store, LIVE.stream("allocation.decision")):
+    for f in backwards(store, keys.stream("allocation.decision")):
         if mine is None and others and f.get("cycle_id") != others[-1].get("cycle_id"):
             others = []
         if mine is not None and f.get("cycle_id") != mine.get("cycle_id"):
@@ -191,16 +191,16 @@ def _cycle_of(store: Store, symbol: str) -> tuple[Fields | None, list[Fields]]:
     return mine, list(once.values())
 
 
-def allocation(store: Store, symbol: str, now: float) -> Explanation:
+def allocation(store: Store, keys: Keys, symbol: str, now: float) -> Explanation:
     """The last allocation decision, with its cycle."""
-    r, others = _cycle_of(store, symbol)
-    newest = next(backwards(store, LIVE.stream("allocation.cycle")), None)
+    r, others = _cycle_of(store, keys, symbol)
+    newest = next(backwards(store, keys.stream("allocation.cycle")), None)
     skipped = _skipped(newest, symbol)
     if newest is not None and skipped and (r is None or r.get("cycle_id") != newest.get("cycle_id")):
         return Explanation("allocation", f"It has no target: {skipped}.", age_of(newest, now), (), (), (), newest)
     if r is None:
         return Explanation("allocation", "There is no decision on record.")
-    cycles = backwards(store, LIVE.stream("allocation.cycle"))
+    cycles = backwards(store, keys.stream("allocation.cycle"))
     top = next((c for c in cycles if c.get("cycle_id") == r.get("cycle_id")), None)
     if top is None:
         says = f"It may hold {r.get('target_usd', 'an unknown amount of')} USD; the record of its cycle is gone."
@@ -333,7 +333,7 @@ def gather(settings: Settings, store: Store, symbol: str, now: float) -> list[Ex
     """The last decision of each service for a symbol.
 
     Args:
-        settings: of efficiency and proposer, for the names of their streams.
+        settings: of efficiency and proposer, for the names of keys and of their streams.
         store: where to look.
         symbol: the symbol.
         now: unix seconds.
@@ -342,9 +342,9 @@ def gather(settings: Settings, store: Store, symbol: str, now: float) -> list[Ex
         StoreError: Redis does not answer.
     """
     return [
-        budget(store, symbol, now),
-        attribution(store, symbol, now),
-        allocation(store, symbol, now),
+        budget(store, settings.keys, symbol, now),
+        attribution(store, settings.keys, symbol, now),
+        allocation(store, settings.keys, symbol, now),
         efficiency(store, symbol, now, settings.of(EfficiencyOptions).efficiency_stream),
         proposal(store, symbol, now, settings.of(ProposerOptions).propose_stream),
     ]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantum_alloc.adapters import governor_wire as gw
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.core.explain_governor import governor_knobs
 from quantum_alloc.core.fields import Fields
@@ -28,11 +28,14 @@ NAMES = {g.gate: g.name for g in GATES}
 SERVICE = "governor"
 
 
-def explain(store: Store, stream: str, plans: str, plan_id: str, now: float, results: str = "") -> Explanation:
+def explain(
+    store: Store, keys: Keys, stream: str, plans: str, plan_id: str, now: float, results: str = ""
+) -> Explanation:
     """The verdict on a plan, and what became of its permit.
 
     Args:
         store: where to look.
+        keys: the names.
         stream: of events.
         plans: stream of plans, for one that has no verdict yet.
         plan_id: the plan.
@@ -48,11 +51,11 @@ def explain(store: Store, stream: str, plans: str, plan_id: str, now: float, res
             continue
         if f.get("event") in VERDICTS:
             told = _fate(store, results, plan_id) if f.get("event") == "PERMIT" and results else ""
-            told = told or _permit(store, plan_id)
+            told = told or _permit(store, keys, plan_id)
             return verdict(f, now, tuple(later), told)
         if f.get("event") in ("REPLAY", "CONFLICT"):
             later.append(f)
-    first = gw.answer(store.read([("GET", LIVE.tombstone(plan_id))])[0])
+    first = gw.answer(store.read([("GET", keys.tombstone(plan_id))])[0])
     if first is not None and first.verdict:
         says = f"It got {first.verdict} ({first.reason}); the record of it is gone from the stream."
         return Explanation(SERVICE, says, record={"plan_id": plan_id, "reason": first.reason})
@@ -68,12 +71,13 @@ def explain(store: Store, stream: str, plans: str, plan_id: str, now: float, res
     return Explanation(SERVICE, says, age_of(plan, now, "timestamp"), record=plan)
 
 
-def _permit(store: Store, plan_id: str) -> str:
+def _permit(store: Store, keys: Keys, plan_id: str) -> str:
     """The permit that stands now, and for how long; empty for none."""
-    raw, left = store.read([("GET", LIVE.permit(plan_id)), ("TTL", LIVE.permit(plan_id))])
+    key = keys.permit(plan_id)
+    raw, left = store.read([("GET", key), ("TTL", key)])
     if not isinstance(raw, bytes) or not isinstance(left, int):
         return ""
-    return f"the permit stands for another {left} s, {LIVE.permit(plan_id)}: {raw.decode('utf-8', 'backslashreplace')}"
+    return f"the permit stands for another {left} s, {key}: {raw.decode('utf-8', 'backslashreplace')}"
 
 
 def _fate(store: Store, results: str, plan_id: str) -> str:

@@ -14,6 +14,7 @@ from quantum_alloc.adapters.execution_reader import Batch, take
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.state import Saved
 from quantum_alloc.adapters.store import Store
+from quantum_alloc.services.logs import Fields
 
 S = TypeVar("S")
 
@@ -97,8 +98,8 @@ def tell(m: Metrics, followed: Followed[S], remembered: int, dropped: int) -> No
     m.add("quantum_alloc_state_dropped_total", amount=dropped)
 
 
-def executions(followed: Followed[S]) -> str:
+def executions(followed: Followed[S]) -> Fields:
     """The stream's part of a cycle's line."""
     batch = followed.batch
-    aside = len(batch.letters)
-    return f"executions={sum(map(len, batch.fills.values()))}" + (f" set_aside={aside}" if aside else "")
+    told: Fields = {"executions": sum(map(len, batch.fills.values()))}
+    return {**told, "set_aside": len(batch.letters)} if batch.letters else told

@@ -41,6 +41,7 @@ from quantum_alloc.core.stability import ClockState, observe
 from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay, Undecided
 from quantum_alloc.services.governor_keeper import Keeper, Where
 from quantum_alloc.services.governor_tell import Tally
+from quantum_alloc.services.logs import say
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "governor"
@@ -361,7 +362,8 @@ class Governor:
         keys = [self._where.keys.kill, self._where.events]
         if self._store.run(DISARM, keys, args, self._store.connections) == 1:
             m.add("quantum_govern_disarm_total", "error_count")
-            log.warning("auto-disarm: %d programming errors set the kill switch to reduce", len(self._errors))
+            text = f"auto-disarm: {len(self._errors)} programming errors set the kill switch to reduce"
+            say(log, logging.WARNING, "kill_switch", text, {"count": len(self._errors), "reason": "error_count"})
             self._write_down(f"{len(self._errors)} programming errors within a minute")
         self._errors.clear()
 
@@ -373,9 +375,9 @@ class Governor:
             changes_summary=f"{keys.kill} = reduce",
         )  # fmt: skip
         try:
-            OpsLedger(self._where.directory, self._store).append(done, time.time())
+            OpsLedger(self._where.directory, self._store, keys).append(done, time.time())
         except (LedgerError, StoreError, OSError) as error:
-            log.warning("the OPS ledger does not tell of the disarm: %s", error)
+            say(log, logging.WARNING, "fault", f"the OPS ledger does not tell of the disarm: {error}")
 
     def look_around(self) -> None:
         """Note which other governors there are, when that has been looked up anew."""
@@ -402,6 +404,11 @@ class Governor:
     def moved(self) -> int:
         """Answers that are decided again."""
         return self.done.moved
+
+    @property
+    def refused(self) -> str:
+        """Empty, or why the commit wrote nothing."""
+        return self.done.refused
 
     @property
     def clock(self) -> ClockState:

@@ -31,6 +31,7 @@ from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.governor_params import GovernorParams
 from quantum_alloc.core.limits import DAY_S, HOUR_S, US
+from quantum_alloc.services.logs import changed, say
 
 RESTORE_AT_ONCE = 100
 CHANGES = {
@@ -229,10 +230,9 @@ class Keeper:
         run = self._mark(epoch, run)
         self._keep(epoch=run, hold_until_us=until)
         self.changes += 1
-        log.warning(
-            "%s: %d permits put back%s", CHANGES[reason], lacking,
-            f", opens are held back until {until // US}" if holds else "",
-        )  # fmt: skip
+        held = f", opens are held back until {until // US}" if holds else ""
+        text = f"{CHANGES[reason]}: {lacking} permits put back{held}"
+        say(log, logging.WARNING, "store", text, {"count": lacking, "reason": reason})
         return run
 
     def _put_back(self, entries: Sequence[Entry], now_us: int | None) -> int:
@@ -281,10 +281,11 @@ class Keeper:
         try:
             if self.latch.latch is not None and rearmed_us is not None and rearmed_us > self.latch.latch.since_us:
                 self.latch.clear()
-                log.warning("the kill switch was rearmed")
+                changed(log, logging.WARNING, "the kill switch was rearmed", "latch", "latched", "off")
             if self.latch.latch is None and (state is Kill.HALT or is_latched):
                 self.latch.write(_latch_of(latch, max(now_us, (rearmed_us or 0) + 1)))
-                log.warning("the kill switch is at HALT: it is latched until somebody rearms")
+                text = "the kill switch is at HALT: it is latched until somebody rearms"
+                changed(log, logging.WARNING, text, "latch", "off", "latched")
         except OSError as error:
             raise StoreError("journal", f"the latch cannot be kept in the state directory ({error.strerror})") from None
         wrote = False

@@ -14,7 +14,7 @@ from quantum_alloc.adapters.governor_files import KnownFile
 from quantum_alloc.adapters.governor_read import Reader
 from quantum_alloc.adapters.intake import Intake, Tries
 from quantum_alloc.adapters.journal import InUse, Journal, state_file
-from quantum_alloc.adapters.keys import LIVE, ShadowKeys
+from quantum_alloc.adapters.keys import LIVE, Keys, ShadowKeys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.permits import KEY_LIMIT_BYTES, SigningKey, read_keys
 from quantum_alloc.adapters.store import Store
@@ -56,6 +56,8 @@ def signing_keys(file: Path | None, credentials: Path | None) -> tuple[SigningKe
     try:
         with path.open("rb") as handle:
             raw = handle.read(KEY_LIMIT_BYTES + 1)
+        if file is None and not raw.strip():  # what the unit sets where there is no file
+            return ()
         if len(raw) > KEY_LIMIT_BYTES:
             raise ValueError("it is too large")
         return read_keys(raw.decode("utf-8"))
@@ -77,6 +79,7 @@ def keeper(
     *,
     journalled: bool,
     simulated: Clock | None = None,
+    keys: Keys = LIVE,
 ) -> Keeper:
     """What keeps epoch, latch and journal.
 
@@ -89,6 +92,7 @@ def keeper(
         maxlen: about how many entries it keeps.
         journalled: whether there is a journal.
         simulated: a clock in the place of the server's.
+        keys: the names.
 
     Raises:
         SettingsError: the directory cannot be used, or another governor has the name.
@@ -102,7 +106,7 @@ def keeper(
     except OSError as error:
         text = f"STATE_DIRECTORY={str(directory)!r}: the governor cannot keep its state there ({error.strerror})"
         raise SettingsError([f"{text}: name a directory that it may write to"]) from None
-    return Keeper(store, Where(LIVE, events, maxlen, directory, consumer), params, journal, known, simulated)
+    return Keeper(store, Where(keys, events, maxlen, directory, consumer), params, journal, known, simulated)
 
 
 def governor(

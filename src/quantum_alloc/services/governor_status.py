@@ -7,7 +7,7 @@ from typing import Any
 from quantum_alloc.adapters import governor_wire as gw
 from quantum_alloc.adapters.effects import Reply
 from quantum_alloc.adapters.governor_wire import time_us
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core.governor_params import GATES, GovernorParams
@@ -39,14 +39,18 @@ def _text(reply: Reply) -> str:
     return reply.decode("utf-8", "backslashreplace") if isinstance(reply, bytes) else ""
 
 
-def state(store: Store) -> dict[str, Any]:
+def state(store: Store, keys: Keys) -> dict[str, Any]:
     """The kill switch, its latch, and what is outstanding.
+
+    Args:
+        store: where to look.
+        keys: the names.
 
     Raises:
         StoreError: Redis does not answer.
     """
     kill, latch, raw = store.read(
-        [("GET", LIVE.kill), ("HMGET", LIVE.latch, "state", "since", "by", "why"), ("HGETALL", LIVE.book)]
+        [("GET", keys.kill), ("HMGET", keys.latch, "state", "since", "by", "why"), ("HGETALL", keys.book)]
     )
     told = latch if isinstance(latch, list) else [None] * 4
     is_latched, book = gw.is_latched(latch), gw.book(raw)
@@ -73,10 +77,11 @@ def windows(store: Store, settings: Settings, now: float) -> list[dict[str, Any]
         StoreError: Redis does not answer.
     """
     p = settings.of(GovernorOptions).params()
-    universe = Universe(LIVE, (LIVE.ledger(""),), (), settings.common.max_symbols)
+    keys = settings.keys
+    universe = Universe(keys, (keys.ledger(""),), (), settings.common.max_symbols)
     universe.whole = True
     names = universe.find(store, store.read(universe.query), now).names
-    clock, *replies = store.read([("TIME",), *(("HGETALL", LIVE.ledger(s)) for s in names)])
+    clock, *replies = store.read([("TIME",), *(("HGETALL", keys.ledger(s)) for s in names)])
     now_us = time_us(clock) or round(now * US)
     rows = []
     for symbol, reply in zip(names, replies, strict=True):

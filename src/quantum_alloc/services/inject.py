@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
-from quantum_alloc.adapters.keys import LIVE, HashKeys, ShadowKeys
+from quantum_alloc.adapters.keys import HashKeys, Keys
 from quantum_alloc.adapters.writes import stamp
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
 from quantum_alloc.core.efficiency import pressure, reallocation_weight
@@ -39,9 +39,14 @@ class Where:
     shadow: bool = False
 
     @property
+    def live(self) -> Keys:
+        """Names of the live lane."""
+        return self.settings.keys
+
+    @property
     def keys(self) -> HashKeys:
         """Names of the lane's hashes."""
-        return ShadowKeys(LIVE.tag) if self.shadow else LIVE
+        return self.live.shadow if self.shadow else self.live
 
     @property
     def mode(self) -> str:
@@ -139,7 +144,7 @@ def regime(where: Where, name: str, confidence: float) -> Effect:
         confidence: 0..1.
     """
     fields = {"regime": name, "confidence": number(confidence), **stamp(where.now), **ORIGIN}
-    return where.add(LIVE.stream("regime.state"), fields)
+    return where.add(where.live.stream("regime.state"), fields)
 
 
 def market(where: Where, symbol: str, price_usd: float) -> Effect:
@@ -150,7 +155,7 @@ def market(where: Where, symbol: str, price_usd: float) -> Effect:
         symbol: the symbol.
         price_usd: USD.
     """
-    return HashSet(LIVE.market(symbol), {"price": number(price_usd), **stamp(where.now)})
+    return HashSet(where.live.market(symbol), {"price": number(price_usd), **stamp(where.now)})
 
 
 def position(where: Where, symbol: str, qty: float, mark_usd: float) -> Effect:
@@ -169,7 +174,7 @@ def position(where: Where, symbol: str, qty: float, mark_usd: float) -> Effect:
         "unrealized_pnl": "0.0",
         "leverage": "1",
     }
-    return HashSet(LIVE.position(symbol), {**fields, **stamp(where.now, "ts_epoch")})
+    return HashSet(where.live.position(symbol), {**fields, **stamp(where.now, "ts_epoch")})
 
 
 def portfolio(where: Where, equity_usd: float, notional_usd: float, count: int) -> Effect:
@@ -191,7 +196,7 @@ def portfolio(where: Where, equity_usd: float, notional_usd: float, count: int) 
         "drawdown": "0.0",
         "source": "inject",
     }
-    return HashSet(LIVE.portfolio, {**fields, **stamp(where.now), "ts_utc": stamp(where.now)["ts"]})
+    return HashSet(where.live.portfolio, {**fields, **stamp(where.now), "ts_utc": stamp(where.now)["ts"]})
 
 
 def transfer(where: Where, usd: float) -> Effect:
@@ -201,7 +206,7 @@ def transfer(where: Where, usd: float) -> Effect:
         where: how it is written.
         usd: below 0 where it is paid out.
     """
-    return where.add(LIVE.transfers, {"usd": number(usd), **stamp(where.now), **ORIGIN})
+    return where.add(where.live.transfers, {"usd": number(usd), **stamp(where.now), **ORIGIN})
 
 
 def plan_fields(symbol: str, now: float, told: Mapping[str, Any]) -> dict[str, str]:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from quantum_alloc.adapters import wire
-from quantum_alloc.adapters.keys import LIVE, HashKeys, ShadowKeys
+from quantum_alloc.adapters.keys import HashKeys, Keys
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Reading
 from quantum_alloc.core.reading import shown
 
 HOUR_S = 3600
-SHADOW = ShadowKeys(LIVE.tag)
 
 Record = tuple[str, wire.Schema[Any], Callable[[HashKeys, str], str], Callable[[Any], float]]
 RECORDS: Sequence[Record] = (
@@ -29,17 +28,18 @@ RECORDS: Sequence[Record] = (
 )
 
 
-def symbols(store: Store, fixed: tuple[str, ...], limit: int, now: float) -> tuple[str, ...]:
+def symbols(store: Store, keys: Keys, fixed: tuple[str, ...], limit: int, now: float) -> tuple[str, ...]:
     """Every symbol with a record in either lane, or in the universe.
 
     Args:
         store: where to look.
+        keys: the names.
         fixed: a list that replaces all finding; empty for none.
         limit: greatest number.
         now: unix seconds.
     """
-    prefixes = [key(keys, "") for keys in (LIVE, SHADOW) for _, _, key, _ in RECORDS]
-    universe = Universe(LIVE, prefixes, fixed, limit)
+    prefixes = [key(lane, "") for lane in (keys, keys.shadow) for _, _, key, _ in RECORDS]
+    universe = Universe(keys, prefixes, fixed, limit)
     universe.whole = True
     return universe.find(store, store.read(universe.query), now).names
 
@@ -51,11 +51,12 @@ def _cell(reading: Reading[Any], read: Callable[[Any], float]) -> float | str | 
     return None if reading.state == "missing" else reading.state
 
 
-def rows(store: Store, names: Sequence[str], now: float) -> list[dict[str, Any]]:
+def rows(store: Store, keys: Keys, names: Sequence[str], now: float) -> list[dict[str, Any]]:
     """One row for each symbol and record that stands in a lane.
 
     Args:
         store: where to look.
+        keys: the names.
         names: symbols.
         now: unix seconds.
 
@@ -63,7 +64,8 @@ def rows(store: Store, names: Sequence[str], now: float) -> list[dict[str, Any]]
         StoreError: Redis does not answer.
     """
     out: list[dict[str, Any]] = []
-    commands = [s.query(key(keys, n)) for n in names for _, s, key, _ in RECORDS for keys in (LIVE, SHADOW)]
+    both: tuple[HashKeys, ...] = keys, keys.shadow
+    commands = [s.query(key(lane, n)) for n in names for _, s, key, _ in RECORDS for lane in both]
     replies = iter(store.read(commands))
     for symbol in names:
         for record, schema, _, read in RECORDS:

@@ -9,10 +9,11 @@ the environment and are not looked at, so that one file can serve several units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from quantum_alloc.adapters.keys import Keys, tag_of
 from quantum_alloc.services.apply_options import ApplyOptions
 from quantum_alloc.services.desk_options import DeskOptions
 from quantum_alloc.services.governor_options import GovernorOptions
@@ -144,6 +145,11 @@ class Settings:
     unrecognised_modes: tuple[str, ...]
     given: frozenset[str]
 
+    @property
+    def keys(self) -> Keys:
+        """The names of the live lane, under this installation's hash tag."""
+        return Keys(tag=self.redis.hash_tag)
+
     def of(self, group: type[T]) -> T:
         """A service's group by its class, typed.
 
@@ -202,6 +208,26 @@ def _distinct_streams(groups: Sequence[object]) -> None:
         raise SettingsError(errors)
 
 
+def _tagged(group: T, keys: Keys) -> T:
+    """A group with its streams under the hash tag."""
+    named: Any = group
+    streams = {v.field: getattr(group, v.field) for v in variables(type(named)) if v.field.endswith("_stream")}
+    changed = {field: keys.tagged(name) for field, name in streams.items()}
+    return replace(named, **changed) if changed != streams else group
+
+
+def _same_tag(groups: Sequence[object], keys: Keys) -> None:
+    """Refuse a stream under another tag: it would be in another slot."""
+    errors = []
+    for group in groups:
+        for v in variables(type(group)):
+            name = getattr(group, v.field)
+            if keys.tag and v.field.endswith("_stream") and tag_of(name)[0] != keys.tag:
+                errors.append(f"{v.spec.env}={name!r}: its tag must be {keys.tag!r}, which QA_HASH_TAG says")
+    if errors:
+        raise SettingsError(sorted(set(errors)))
+
+
 def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = True) -> Settings:
     """Read the settings of services.
 
@@ -219,13 +245,18 @@ def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = T
     groups = {name: GROUPS[name] for name in names}
     several = together and len(groups) > 1
     loaded = read([RedisOptions, CommonOptions, *groups.values()], environ, known=KNOWN, several=several)
-    _distinct_streams([loaded.get(CommonOptions), *(loaded.get(group) for group in groups.values())])
+    redis = loaded.get(RedisOptions)
+    keys = Keys(tag=redis.hash_tag)
+    common = _tagged(loaded.get(CommonOptions), keys)
+    services = {name: _tagged(loaded.get(group), keys) for name, group in groups.items()}
+    _same_tag([common, *services.values()], keys)
+    _distinct_streams([common, *services.values()])
     if together:
         _distinct_ports([loaded.get(group) for group in groups.values()])
     return Settings(
-        loaded.get(RedisOptions),
-        loaded.get(CommonOptions),
-        {name: loaded.get(group) for name, group in groups.items()},
+        redis,
+        common,
+        services,
         loaded.warnings,
         loaded.unrecognised_modes,
         loaded.given,

@@ -13,7 +13,7 @@ from typing import Any
 
 from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.bars import BarReader
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Bars, ClusterParams, RegimeParams, regime_of
@@ -37,11 +37,12 @@ def needs_plotly() -> None:
         raise PlotError("plot needs plotly: install quantum-alloc[plot].")
 
 
-def bars_of(store: Store, fixed: tuple[str, ...], limit: int, keep: int, now: float) -> dict[str, Bars]:
+def bars_of(store: Store, keys: Keys, fixed: tuple[str, ...], limit: int, keep: int, now: float) -> dict[str, Bars]:
     """The bars that there are.
 
     Args:
         store: where to look.
+        keys: the names.
         fixed: a list that replaces all finding; empty for none.
         limit: greatest number of symbols.
         keep: bars of each.
@@ -51,10 +52,10 @@ def bars_of(store: Store, fixed: tuple[str, ...], limit: int, keep: int, now: fl
         PlotError: there are none.
         StoreError: Redis does not answer.
     """
-    universe = Universe(LIVE, (LIVE.bars(""),), fixed, limit)
+    universe = Universe(keys, (keys.bars(""),), fixed, limit)
     universe.whole = True
     names = universe.find(store, store.read(universe.query), now).names
-    found = BarReader(LIVE, keep).read(store, names, AHEAD_S)
+    found = BarReader(keys, keep).read(store, names, AHEAD_S)
     if not found:
         raise PlotError("There are no bars to draw: run the service feed, or the demo with --keep and its REDIS_URL.")
     return found

@@ -22,9 +22,11 @@ from quantum_alloc.core import (
     step_portfolio,
 )
 from quantum_alloc.core.isolate import Attempt
+from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "portfolio"
+DONE = "Portfolio cycle complete"
 Made = PortfolioDecision | Unusable[float]
 
 
@@ -58,7 +60,7 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
     for (name, state), n in looked.items():
         m.add("quantum_alloc_inputs_total", name, state, amount=n)
     if isinstance(made, Unusable):
-        return Told("Portfolio cycle complete equity=unknown", made.detail or f"balance_{made.reason}")
+        return Told(DONE, made.detail or f"balance_{made.reason}", {"equity": None})
     m.set("quantum_alloc_equity_usd", made.equity_usd)
     m.set("quantum_alloc_positions", made.positions_count)
     m.set("quantum_alloc_positions_unusable", len(made.held_over), "held_over")
@@ -67,9 +69,8 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
         m.set("quantum_alloc_peak_equity_usd", made.peak_equity_usd)
     if made.drawdown is not None:
         m.set("quantum_alloc_drawdown_ratio", made.drawdown)
-    shown = "unknown" if made.drawdown is None else f"{made.drawdown:.4f}"
-    line = f"Portfolio cycle complete equity={made.equity_usd:.2f} drawdown={shown} positions={made.positions_count}"
-    return Told(line)
+    told: Fields = {"equity": made.equity_usd, "drawdown": made.drawdown, "positions": made.positions_count}
+    return Told(DONE, fields=told)
 
 
 def build(

@@ -82,8 +82,8 @@ def tell(m: Metrics, mode: str, seen: Seen, made: ProposalCycle, *, shadow_lane:
     why = ""
     if not made.decisions:
         hint = "" if shadow_lane else "; targets in shadow are read with SHADOW_LANE=1"
-        why = f"no usable base target of {len(seen.inputs)} symbols{hint}"
-    return Told(f"Proposer cycle complete symbols={len(made.decisions)} ok={ok} mode={mode}", why)
+        why = f"no usable base target{hint}"
+    return Told("Proposer cycle complete", why, {"symbols": len(made.decisions), "ok": ok, "mode": mode})
 
 
 def build(

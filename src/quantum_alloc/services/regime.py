@@ -20,9 +20,11 @@ from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import Bars, NoRegime, RegimeDecision, RegimeParams, classify_regime
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.regime import KEPT_BARS
+from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "regime"
+DONE = "Regime cycle complete"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,11 @@ def tell(m: Metrics, seen: Seen, made: RegimeDecision | NoRegime) -> Told:
     m.set("quantum_alloc_regime_gaps", made.gaps)
     if isinstance(made, NoRegime):
         m.replace("quantum_alloc_regime_confidence", {})
-        return Told(f"Regime cycle complete symbols={made.symbols} bars={made.bars}", made.reason)
+        return Told(DONE, made.reason, {"symbols": made.symbols, "bars": made.bars})
     m.set("quantum_alloc_regime_z", made.z)
     m.replace("quantum_alloc_regime_confidence", {made.regime: made.confidence})
-    return Told(f"Regime cycle complete symbols={made.symbols} regime={made.regime} z={made.z:.2f} bars={made.bars}")
+    told: Fields = {"symbols": made.symbols, "regime": made.regime, "z": made.z, "bars": made.bars}
+    return Told(DONE, fields=told)
 
 
 def build(

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from quantum_alloc.adapters.keys import tag_of
 from quantum_alloc.core import (
     AllocationParams,
     AttributionParams,
@@ -108,9 +109,10 @@ def is_stream(default: str, text: str) -> bool:
         text: the setting.
 
     >>> fills = "quantum:stream:execution.result"
-    >>> is_stream(fills, fills), is_stream(fills, "quantum:kill"), is_stream(fills, "quantum:stream:apply.plan")
+    >>> is_stream(fills, fills), is_stream(fills, "quantum:kill"), is_stream(fills, "{q}quantum:stream:apply.plan")
     (True, False, False)
     """
+    text = tag_of(text)[1]
     plain = text.isascii() and text.isprintable() and not any(c.isspace() for c in text) and 0 < len(text) <= 200
     ours = text.startswith("quantum:") and not text.startswith("quantum:stream:")
     bars = text.startswith("quantum:stream:market.bars:")

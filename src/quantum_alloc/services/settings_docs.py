@@ -11,6 +11,7 @@ ENV_FILES = {
     "allocation": "capital-allocation",
     "efficiency": "capital-efficiency",
     "proposer": "allocation-target",
+    "apply": "apply-layer",
 }
 """Names of files in /etc/quantum that are not the service's."""
 

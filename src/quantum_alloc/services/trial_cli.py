@@ -11,7 +11,6 @@ from typing import Any
 from quantum_alloc.adapters import codec, wire
 from quantum_alloc.adapters.clock import WallClock
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
-from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.services import app, explain, explain_plan, inject, lanes, plot, show
 from quantum_alloc.services.options import ApplyOptions, ClustersOptions, GovernorOptions, RegimeOptions, Settings, load
 
@@ -195,8 +194,8 @@ def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             found = explain.gather(settings, store, args.what, now)
             found.append(explain_plan.last_of(store, events, args.what, now))
         else:
-            results = settings.of(ApplyOptions).results_stream
-            found = [explain_plan.explain(store, events, settings.common.plans_stream, args.what, now, results)]
+            results, plans, keys = settings.of(ApplyOptions).results_stream, settings.common.plans_stream, settings.keys
+            found = [explain_plan.explain(store, keys, events, plans, args.what, now, results)]
     finally:
         store.close()
     if args.format == "json":
@@ -214,8 +213,8 @@ def _diff_lanes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     store, now = app.open_store(settings), WallClock().now()
     try:
         only = tuple(args.symbols) or settings.common.symbols
-        names = lanes.symbols(store, only, settings.common.max_symbols, now)
-        rows = lanes.rows(store, names, now)
+        names = lanes.symbols(store, settings.keys, only, settings.common.max_symbols, now)
+        rows = lanes.rows(store, settings.keys, names, now)
     finally:
         store.close()
     if args.format == "json":
@@ -231,9 +230,9 @@ def _plot(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         plot.needs_plotly()
         options, only = settings.of(ClustersOptions), settings.common.symbols
-        bars = plot.bars_of(store, only, options.max_symbols, plot.KEPT_BARS, WallClock().now())
+        bars = plot.bars_of(store, settings.keys, only, options.max_symbols, plot.KEPT_BARS, WallClock().now())
         if args.what == "clusters":
-            of = wire.decode_clusters(store.read([("HGETALL", LIVE.clusters)])[0])
+            of = wire.decode_clusters(store.read([("HGETALL", settings.keys.clusters)])[0])
             page = plot.clusters(bars, of, options.params())
         else:
             page = plot.regime(bars, settings.of(RegimeOptions).params())
