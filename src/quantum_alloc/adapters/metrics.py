@@ -49,6 +49,7 @@ COMMON = (
     Row("quantum_alloc_symbols", "gauge", "Symbols of the last cycle."),
     Row("quantum_alloc_ready", "gauge", "1 when Redis is reached and a cycle has finished."),
     Row("quantum_alloc_last_cycle_timestamp_seconds", "gauge", "The decision clock of the last finished cycle."),
+    Row("quantum_alloc_server_lacks", "gauge", "1 for what the server lacks that the guarantees need.", ("what",)),
     Row("quantum_alloc_mode_info", "gauge", "1 for the mode that is on.", ("mode",)),
     Row("quantum_alloc_mode_unrecognised", "gauge", "1 when the mode variable was not understood: it runs in shadow."),
     Row("quantum_alloc_build_info", "gauge", "1 for what runs here.", ("version", "config")),
@@ -209,6 +210,7 @@ APPLY = (
     Row("quantum_alloc_fills_elsewhere_total", "counter", "Fills of permits that the account did not use: an alarm."),
     Row("quantum_alloc_permit_events_missed_total", "counter", "Governor's events gone before they were read."),
     Row("quantum_alloc_permit_events_odd_total", "counter", "PERMIT events of a time that has not come: left out."),
+    Row("quantum_alloc_account_writes_lost_total", "counter", "Acknowledged writes that the server lost: an alarm."),
     Row("quantum_alloc_fills_above_permit_total", "counter", "Fills of more than their permit had left: an alarm."),
     Row("quantum_alloc_kill_state", "gauge", "1 for what the kill switch says, its latch included.", ("state",)),
 )

@@ -7,6 +7,7 @@ seconds. systemd is told when the ports are open and, after each finished cycle,
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import logging
 import os
@@ -14,18 +15,22 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 
 from quantum_alloc import __version__
 from quantum_alloc.adapters.candles import Candles, Step, read_candles
 from quantum_alloc.adapters.clock import Clock
-from quantum_alloc.adapters.keys import LIVE, ShadowKeys
+from quantum_alloc.adapters.cluster import Nodes
+from quantum_alloc.adapters.connecting import options_of
+from quantum_alloc.adapters.keys import ShadowKeys
+from quantum_alloc.adapters.locate import Locator, Sentinels
 from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.server_check import Lack, Once, ServerCheck
 from quantum_alloc.adapters.simulator import DEFAULT_SYMBOLS, simulate
-from quantum_alloc.adapters.store import Store
+from quantum_alloc.adapters.store import TIMEOUT_S, Store
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.adapters.wire import MAP_FIELDS_LIMIT as STATE_SYMBOLS
 from quantum_alloc.adapters.writes import Target
@@ -47,14 +52,14 @@ from quantum_alloc.services import (
     proposer,
     regime,
 )
-from quantum_alloc.services.loop import Loop
+from quantum_alloc.services.logs import changed, say
+from quantum_alloc.services.loop import LATE_INTERVALS, Loop
 from quantum_alloc.services.options import (
     AllocationOptions,
     ApplyOptions,
     AttributionOptions,
     BudgetOptions,
     ClustersOptions,
-    CommonOptions,
     DeskOptions,
     EfficiencyOptions,
     FeedOptions,
@@ -101,6 +106,7 @@ class Parts:
         source: opens the feed's candles.
         once: it runs one cycle, which takes all that is there.
         own_server: this process started the server.
+        tell: is given what the server lacks.
     """
 
     settings: Settings
@@ -110,6 +116,7 @@ class Parts:
     source: Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]
     once: bool = False
     own_server: bool = False
+    tell: Callable[[Lack, str], None] = lambda _lack, _text: None  # whoever runs one cycle by hand asks ``status``
 
 
 def open_market(options: FeedOptions, symbols: Sequence[str]) -> Market:
@@ -137,9 +144,11 @@ def count_market(market: Market, metrics: Metrics) -> None:
     for result, n in (("late", read.late), ("repeated", read.repeated), ("malformed", read.malformed)):
         metrics.add("quantum_alloc_feed_candles_total", result, amount=n)
     for flaw in read.flaws[:10]:
-        log.warning("%s, line %d is left out: %s", Path(flaw.file).name, flaw.line, flaw.reason)
+        text = f"{Path(flaw.file).name}, line {flaw.line} is left out: {flaw.reason}"
+        say(log, logging.WARNING, "settings", text)
     if read.late or read.repeated or read.malformed:
-        log.warning("candles late=%d repeated=%d malformed=%d", read.late, read.repeated, read.malformed)
+        text = f"candles late={read.late} repeated={read.repeated} malformed={read.malformed}"
+        say(log, logging.WARNING, "settings", text, {"count": read.late + read.repeated + read.malformed})
 
 
 def paced_source(settings: Settings) -> Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]:
@@ -164,16 +173,23 @@ def _feed(parts: Parts) -> tuple[AnyLoop, str]:
     options = parts.settings.of(FeedOptions)
     source, market = parts.source(options, parts.metrics)
     book = book_of(options, len(market.symbols))
-    to = Target(maxlen=parts.settings.common.stream_maxlen)
+    to = Target(maxlen=parts.settings.common.stream_maxlen, keys=parts.settings.keys)
     cycle = feed.build(
-        parts.store, parts.metrics, source, book, to, paper=options.paper_book, executions=options.execution_stream
+        parts.store,
+        parts.metrics,
+        source,
+        book,
+        to,
+        paper=options.paper_book,
+        executions=options.execution_stream,
+        interval_s=options.interval_s,
     )
     return Loop(cycle, parts.store, parts.metrics, parts.clock), ""
 
 
 def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(PortfolioOptions), parts.settings.common
-    to = Target(maxlen=common.stream_maxlen)
+    to = Target(maxlen=common.stream_maxlen, keys=parts.settings.keys)
     universe = _found(portfolio.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     cycle = portfolio.build(
         parts.store,
@@ -189,7 +205,7 @@ def _portfolio(parts: Parts) -> tuple[AnyLoop, str]:
 
 def _regime(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(RegimeOptions), parts.settings.common
-    to = Target(maxlen=common.stream_maxlen)
+    to = Target(maxlen=common.stream_maxlen, keys=parts.settings.keys)
     universe = _found(regime.universe_of(to.keys, common.symbols, options.max_symbols), parts)
     params = options.params()
     cycle = regime.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
@@ -198,7 +214,7 @@ def _regime(parts: Parts) -> tuple[AnyLoop, str]:
 
 def _clusters(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(ClustersOptions), parts.settings.common
-    to = Target(maxlen=common.stream_maxlen)
+    to = Target(maxlen=common.stream_maxlen, keys=parts.settings.keys)
     universe = _found(clusters.universe_of(to.keys, common.symbols, options.max_symbols), parts)
     params = options.params()
     static = None if options.static_map is None else clusters.read_static_map(options.static_map)
@@ -212,7 +228,7 @@ def _clusters(parts: Parts) -> tuple[AnyLoop, str]:
 
 def _budget(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(BudgetOptions), parts.settings.common
-    to = Target(options.mode.value, maxlen=common.stream_maxlen)
+    to = Target(options.mode.value, maxlen=common.stream_maxlen, keys=parts.settings.keys)
     universe = _found(budget.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     params = options.params()
     cycle = budget.build(parts.store, parts.metrics, universe, params, to, options.interval_s)
@@ -225,14 +241,19 @@ def _found(universe: Universe, parts: Parts) -> Universe:
     return universe
 
 
-def _target(mode: str, ttl_s: int, common: CommonOptions) -> Target:
+def _aside(settings: Settings) -> ShadowKeys | None:
+    """The names of the shadow lane, where it is used."""
+    return settings.keys.shadow if settings.common.shadow_lane else None
+
+
+def _target(mode: str, ttl_s: int, settings: Settings) -> Target:
     """How a service with hashes in two lanes writes."""
-    return Target(mode, ttl_s, common.stream_maxlen, shadow=ShadowKeys(LIVE.tag) if common.shadow_lane else None)
+    return Target(mode, ttl_s, settings.common.stream_maxlen, keys=settings.keys, shadow=_aside(settings))
 
 
 def _allocation(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(AllocationOptions), parts.settings.common
-    to = _target(options.mode.value, options.target_ttl_s, common)
+    to = _target(options.mode.value, options.target_ttl_s, parts.settings)
     universe = _found(allocation.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     params = options.params()
     cycle = allocation.build(
@@ -243,7 +264,7 @@ def _allocation(parts: Parts) -> tuple[AnyLoop, str]:
 
 def _attribution(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(AttributionOptions), parts.settings.common
-    to = _target(options.mode.value, options.attribution_ttl_s, common)
+    to = _target(options.mode.value, options.attribution_ttl_s, parts.settings)
     universe = _found(attribution.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     limit = None if parts.once else options.max_events
     follower = attribution.follower_of(options.execution_stream, limit, common.symbols, to.keys)
@@ -263,7 +284,7 @@ def _attribution(parts: Parts) -> tuple[AnyLoop, str]:
 
 def _efficiency(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(EfficiencyOptions), parts.settings.common
-    to = _target(options.mode.value, options.key_ttl_s, common)
+    to = _target(options.mode.value, options.key_ttl_s, parts.settings)
     lane = common.shadow_lane
     universe = _found(efficiency.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane), parts)
     limit = None if parts.once else options.max_events
@@ -286,7 +307,7 @@ def _efficiency(parts: Parts) -> tuple[AnyLoop, str]:
 
 def _proposer(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(ProposerOptions), parts.settings.common
-    to = _target("shadow", options.propose_ttl_s, common)
+    to = _target("shadow", options.propose_ttl_s, parts.settings)
     lane = common.shadow_lane
     universe = _found(proposer.universe_of(to.keys, common.symbols, common.max_symbols, shadow_lane=lane), parts)
     params = options.params()
@@ -319,7 +340,7 @@ def _simulated(parts: Parts, clock: str) -> Clock | None:
 
 def _desk(parts: Parts) -> tuple[AnyLoop, str]:
     options, common = parts.settings.of(DeskOptions), parts.settings.common
-    to = Target(maxlen=common.stream_maxlen)
+    to = Target(maxlen=common.stream_maxlen, keys=parts.settings.keys)
     universe = _found(desk.universe_of(to.keys, common.symbols, common.max_symbols), parts)
     params = options.params()
     simulated = parts.clock if parts.own_server else None
@@ -343,8 +364,9 @@ def _apply(parts: Parts) -> tuple[AnyLoop, str]:
         keys=governor_setup.signing_keys(options.signing_key_file, parts.settings.redis.credentials_directory),
         simulated=simulated,
         once=parts.once,
+        names=parts.settings.keys,
     )
-    cycle = apply.build(parts.store, parts.metrics, settings, apply.universe_of())
+    cycle = apply.build(parts.store, parts.metrics, settings, apply.universe_of(settings.names))
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
 
 
@@ -355,7 +377,7 @@ def _governor(parts: Parts) -> tuple[AnyLoop, str]:
     signing = governor_setup.signing_keys(options.signing_key_file, parts.settings.redis.credentials_directory)
     keeper = governor_setup.keeper(
         parts.store, common.state_directory, consumer, params, options.events_stream, common.stream_maxlen,
-        journalled=options.durability == "journal", simulated=clock,
+        journalled=options.durability == "journal", simulated=clock, keys=parts.settings.keys,
     )  # fmt: skip
     made = governor_setup.governor(
         parts.store,
@@ -370,7 +392,7 @@ def _governor(parts: Parts) -> tuple[AnyLoop, str]:
         ),
         keeper,
         consumer,
-        shadow=ShadowKeys(LIVE.tag) if common.shadow_lane else None,
+        shadow=_aside(parts.settings),
         once=parts.once or clock is not None,
     )
     cycle = governor.build(parts.metrics, made, params)
@@ -405,8 +427,15 @@ MODE_VARIABLES = {
 
 def open_store(settings: Settings) -> Store:
     """A connection to the Redis of the settings; nothing is sent yet."""
-    redis = settings.redis
-    return Store(redis.url or redis.address(), redis.password(), shown=redis.address())
+    r = settings.redis
+    url, password, authorities = r.connect_to(), r.password(), r.authorities()
+    locator: Locator | None = None
+    if r.sentinels:
+        theirs = options_of(r.link(), r.sentinel_username, r.sentinel_password(), authorities, TIMEOUT_S)
+        locator = Sentinels(r.places(), r.sentinel_name, theirs)
+    elif r.cluster:
+        locator = Nodes(r.hash_tag, options_of(url, r.username, password, authorities, TIMEOUT_S))
+    return Store(url, password, r.address(), username=r.username, ca_file=authorities, locator=locator)
 
 
 def assemble(name: str, parts: Parts) -> tuple[AnyLoop, dict[str, str]]:
@@ -418,17 +447,25 @@ def assemble(name: str, parts: Parts) -> tuple[AnyLoop, dict[str, str]]:
         m.set("quantum_alloc_mode_info", 1.0, loop.cycle.mode)
         unknown = MODE_VARIABLES.get(name) in parts.settings.unrecognised_modes
         m.set("quantum_alloc_mode_unrecognised", float(unknown))
+    if not parts.own_server:
+        loop.check = ServerCheck(parts.store, m, loop.cycle.mode, parts.tell)
     return loop, {"version": __version__, "config": config, "redis": parts.settings.redis.address()}
+
+
+def _tell_lack(lack: Lack, text: str) -> None:
+    say(log, logging.WARNING, "settings", f"Redis: {text}", {"reason": lack.value})
 
 
 def _build(
     names: Sequence[str], settings: Settings, clock: Clock, *, once: bool = False
 ) -> list[tuple[AnyLoop, dict[str, str], Store]]:
     built = []
+    tell = Once(_tell_lack)
     for name in (n for n in SERVICES if n in names):
         store = open_store(settings)
         metrics = Metrics(name, settings.common.metrics_max_symbols)
         parts = Parts(settings, store, metrics, clock, paced_source(settings), once)
+        parts = parts if once else replace(parts, tell=tell)
         built.append((*assemble(name, parts), store))
     return built
 
@@ -473,14 +510,18 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
             options, host = settings.services[loop.cycle.name], settings.common.metrics_host
             for name, port in port_variables(options).items():
                 servers.append(http.serve(host, port, http.routes(loop, about), loop.cycle.name, name))
-                log.info("%s serves /metrics /health /ready on %s:%d", loop.cycle.name, host, port)
+                text = f"{loop.cycle.name} serves /metrics /health /ready on {host}:{port}"
+                say(log, logging.INFO, "process", text, {"port": port})
         threads = [Thread(target=loop.run, args=(stop,), name=loop.cycle.name, daemon=True) for loop, _, _ in built]
         alive = Watchdog([loop for loop, _, _ in built])
         for loop, _, _ in built:
             loop.on_finished = alive.finished
         for thread in threads:
             thread.start()
-        notify("READY=1")
+        watched_us = os.environ.get("WATCHDOG_USEC", "")
+        if watched_us:
+            faulthandler.enable()  # the watchdog's SIGABRT then tells where every thread was
+        notify("READY=1" + alive.patience(watched_us))
         stop.wait()
         notify("STOPPING=1")
         deadline = time.monotonic() + STOP_WITHIN_S
@@ -493,7 +534,7 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
         for loop, _, store in built:
             loop.cycle.close()
             store.close()
-    log.info("ended")
+    say(log, logging.INFO, "process", "ended")
 
 
 class Watchdog:
@@ -502,11 +543,30 @@ class Watchdog:
     def __init__(self, loops: Sequence[AnyLoop]) -> None:
         """Watch these loops."""
         self._loops = loops
+        self._late: frozenset[str] = frozenset()
+        self._lock = Lock()
+
+    def patience(self, given_us: str) -> str:
+        """What systemd is told where its watchdog would end a loop between two cycles.
+
+        Args:
+            given_us: systemd's own setting, microseconds; empty where it does not watch.
+        """
+        wanted_us = int(1.25e6 * LATE_INTERVALS * max(loop.cycle.interval_s for loop in self._loops))
+        return f"\nWATCHDOG_USEC={wanted_us}" if given_us.isdecimal() and int(given_us) < wanted_us else ""
 
     def finished(self) -> None:
-        """A cycle has finished: ping, unless some loop hangs."""
-        if not any(loop.is_late() for loop in self._loops):
+        """A cycle has finished: ping, unless some loop hangs; that one cannot tell of it."""
+        late = frozenset(loop.cycle.name for loop in self._loops if loop.is_late())
+        if not late:
             notify("WATCHDOG=1")
+        with self._lock:
+            before, self._late = self._late, late
+        for name in sorted(late - before):
+            text = f"no cycle of {name} has finished for long: it hangs, and systemd is not told that all is well"
+            changed(log, logging.ERROR, text, "loop", "ok", "hangs", {"reason": name})
+        for name in sorted(before - late):
+            changed(log, logging.WARNING, f"cycles of {name} finish again", "loop", "hangs", "ok", {"reason": name})
 
 
 def notify(state: str) -> None:
@@ -519,4 +579,4 @@ def notify(state: str) -> None:
             sock.connect("\0" + path[1:] if path.startswith("@") else path)
             sock.sendall(state.encode())
     except OSError as error:  # no descriptor left, no such socket: never the end of a loop
-        log.debug("systemd could not be told %s: %s", state, error)
+        say(log, logging.DEBUG, "process", f"systemd could not be told {state}: {error}")

@@ -22,8 +22,9 @@ from quantum_alloc.adapters.candles import CandleError, Step
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.effects import Failed, Group, HashSet, Reply
 from quantum_alloc.adapters.embedded import EmbeddedServer
-from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.keys import Keys, tag_of
 from quantum_alloc.adapters.metrics import Metrics
+from quantum_alloc.adapters.rights import user_of
 from quantum_alloc.adapters.run_records import Records, streams_of
 from quantum_alloc.adapters.store import Script, Store, StoreError
 from quantum_alloc.services import drill, feed
@@ -36,6 +37,7 @@ from quantum_alloc.services.options import (
     FeedOptions,
     GovernorOptions,
     ProposerOptions,
+    RedisOptions,
     Settings,
     load,
 )
@@ -43,7 +45,7 @@ from quantum_alloc.services.settings import variables
 from quantum_alloc.services.values import render
 
 NOT_FROM_OUTSIDE = (
-    "REDIS_URL", "REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_PASSWORD_FILE", "CREDENTIALS_DIRECTORY",
+    *(v.spec.env for v in variables(RedisOptions) if v.spec.env != "QA_HASH_TAG"),
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
     "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY",
     "GOV_SIGNING_KEY_FILE", "P31_RUN_ONCE", "P29_METRICS_PORT", "P30_METRICS_PORT", "P31_PORT", "P31_HEALTH_PORT",
@@ -61,6 +63,8 @@ JOURNEY = (
 )  # fmt: skip
 """The services of a bar: marks first, and fills last."""
 BY_EVENT = ("governor", "apply")
+STRESS = Keys().stress("")
+"""What the names of clusters' strains begin with, behind a hash tag."""
 HELD_BACK = ("paced", "unanswered", "held_other_way", "no_room", "no_target")
 """Why the desk proposes nothing although a rule of its strategy would; see ``core.desk``."""
 Crash = Callable[[int, str], str]
@@ -114,13 +118,14 @@ class Offered:
 class Tap(Store):
     """A store that keeps the strain of clusters that goes through it, and can be made to fail at a write."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, password: str | None = None) -> None:
         """Connect to the embedded server.
 
         Args:
             url: of the server.
+            password: None for none.
         """
-        super().__init__(url, shown="the demo's server", timeout_s=5.0)
+        super().__init__(url, password, shown="the demo's server", timeout_s=5.0)
         self.stress: dict[str, Mapping[str, str]] = {}
         self.fails = ""
 
@@ -130,8 +135,9 @@ class Tap(Store):
         refused = super().apply(groups)
         self._fail("after", bool(groups))
         for effect in (e for group in groups for e in group):
-            if isinstance(effect, HashSet) and effect.key.startswith(LIVE.stress("")):
-                self.stress[effect.key.removeprefix(LIVE.stress(""))] = effect.fields
+            name = tag_of(effect.key)[1]
+            if isinstance(effect, HashSet) and name.startswith(STRESS):
+                self.stress[name.removeprefix(STRESS)] = effect.fields
         return refused
 
     def run(self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int], connection: int) -> Reply:
@@ -144,6 +150,33 @@ class Tap(Store):
     def _fail(self, when: str, is_write: bool) -> None:
         if is_write and self.fails == when:
             raise StoreError("closed", "the demo lets the service crash here")
+
+
+class Taps:
+    """One connection for all, or one for each that has a login of its own."""
+
+    def __init__(self, url: str, passwords: Mapping[str, str]) -> None:
+        """Prepare.
+
+        Args:
+            url: of the server.
+            passwords: by service, and of ``operator`` and ``watch``; empty where the server asks for none.
+        """
+        self._url, self._passwords = url, passwords
+        self._open: dict[str, Tap] = {}
+
+    def of(self, name: str) -> Tap:
+        """The connection of one of them."""
+        who = name if self._passwords else ""
+        if who not in self._open:
+            login = f"?username={user_of(name)}" if who else ""
+            self._open[who] = Tap(f"{self._url}{login}", self._passwords[name] if who else None)
+        return self._open[who]
+
+    def close(self) -> None:
+        """Close them all."""
+        for tap in self._open.values():
+            tap.close()
 
 
 @dataclass
@@ -262,19 +295,19 @@ def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None =
 
 
 class Services:
-    """The services of the demo, on one connection and one clock; one that crashes is built anew."""
+    """The services of the demo, on one clock; one that crashes is built anew."""
 
-    def __init__(self, settings: Settings, tap: Tap, clock: SetClock, source: Offered, market: Market) -> None:
+    def __init__(self, settings: Settings, taps: Taps, clock: SetClock, source: Offered, market: Market) -> None:
         """Build them all.
 
         Args:
             settings: of all.
-            tap: their store.
+            taps: their stores.
             clock: their clock.
             source: the feed's.
             market: where the candles come from.
         """
-        self._settings, self._tap, self._clock = settings, tap, clock
+        self._settings, self._taps, self._clock = settings, taps, clock
         self._source, self._market = source, market
         self.metrics = {name: Metrics(name, settings.common.metrics_max_symbols) for name in SERVICES}
         self._loops: dict[str, AnyLoop] = {}
@@ -287,7 +320,7 @@ class Services:
         def offered(_: FeedOptions, __: Metrics) -> tuple[feed.Source, Market]:
             return self._source, self._market
 
-        parts = Parts(self._settings, self._tap, self.metrics[name], self._clock, offered, own_server=True)
+        parts = Parts(self._settings, self._taps.of(name), self.metrics[name], self._clock, offered, own_server=True)
         self._loops[name], _ = assemble(name, parts)
         self._loops[name].log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
 
@@ -308,10 +341,10 @@ class Services:
         self._last_run[name] = now
         if crash:
             step = self._source.step
-            self._tap.fails = crash
+            self._taps.of(name).fails = crash
             self._loops[name].log.setLevel(logging.CRITICAL)  # it is meant to crash
             written = self._loops[name].once()
-            self._tap.fails = ""
+            self._taps.of(name).fails = ""
             self._loops[name].cycle.close()
             self._build(name)
             if name == "feed" and crash == "before":
@@ -338,6 +371,8 @@ def drive(
     stop: Event,
     show: Callable[[Progress], None],
     crash: Crash = lambda _bar, _name: "",
+    passwords: Mapping[str, str] | None = None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Outcome:
     """Run the chain over the candles.
 
@@ -348,15 +383,18 @@ def drive(
         stop: ends it after the current bar.
         show: called after every bar.
         crash: which services crash, and when.
+        passwords: of each service, ``operator`` and ``watch``, on a server with rights; None on one without.
+        begun: called when the candles are read, before the first bar.
 
     Raises:
         CandleError, SettingsError, StoreError: it cannot go on.
     """
     settings = settings_of(plan, environ, server.directory / "state")
     market = open_market(settings.of(FeedOptions), plan.symbols)
-    tap, clock, source = Tap(server.url), SetClock(0.0), Offered()
+    begun()
+    taps, clock, source = Taps(server.url, passwords or {}), SetClock(0.0), Offered()
     streams = streams_of(
-        LIVE,
+        settings.keys,
         efficiencies=settings.of(EfficiencyOptions).efficiency_stream,
         proposals=settings.of(ProposerOptions).propose_stream,
         plans=settings.common.plans_stream,
@@ -364,21 +402,22 @@ def drive(
         results=settings.of(ApplyOptions).results_stream,
         executions=settings.of(ApplyOptions).execution_stream,
     )
-    watch = Watch(tap, streams, settings.of(ApplyOptions).paper_equity_usd, series=plan.report)
-    services = Services(settings, tap, clock, source, market)
-    where = drill.Where(streams.plans, streams.events, settings.common.stream_maxlen)
+    equity_usd = settings.of(ApplyOptions).paper_equity_usd
+    watch = Watch(taps.of("watch"), streams, equity_usd, series=plan.report, keys=settings.keys)
+    services = Services(settings, taps, clock, source, market)
+    where = drill.Where(streams.plans, streams.events, settings.common.stream_maxlen, settings.keys)
     drilled = None
     if plan.drill and plan.bars is not None:
         there = plan.bars if market.candles is None else sum(1 for _ in islice(market.candles.steps, plan.bars))
         if there < drill.BARS_MIN:
             raise CandleError(f"--drill needs {drill.BARS_MIN} bars at least: the candles have {there}")
-        drilled = drill.Drill(tap, where, market.symbols, there, market.bar_s)
+        drilled = drill.Drill(taps.of("operator"), where, market.symbols, there, market.bar_s)
     try:
-        progress = _walk(plan, market, clock, source, services, watch, tap, drilled, stop, show, crash)
-        loaded = decode_state(tap.read([("HGETALL", LIVE.apply_state)])[0])
+        progress = _walk(plan, market, clock, source, services, watch, taps, drilled, stop, show, crash)
+        loaded = decode_state(taps.of("watch").read([("HGETALL", settings.keys.apply_state)])[0])
     finally:
         services.close()
-        tap.close()
+        taps.close()
     account = loaded.account or Account()
     made, kept = services.metrics, watch.kept
     quiet = _by_label(made["desk"], "quantum_alloc_desk_quiet_total")
@@ -413,13 +452,13 @@ def _walk(
     source: Offered,
     services: Services,
     watch: Watch,
-    tap: Tap,
+    taps: Taps,
     drilled: drill.Drill | None,
     stop: Event,
     show: Callable[[Progress], None],
     crash: Crash,
 ) -> Progress:
-    progress = Progress(total=plan.bars, tally=watch.tally, stress=tap.stress)
+    progress = Progress(total=plan.bars, tally=watch.tally, stress=taps.of("clusters").stress)
     for step in _steps(market, plan.bars):
         if stop.is_set():
             break

@@ -3,7 +3,8 @@
 A ``Source`` hands out one step of candles at a time. Everything is stamped with the clock: the machine's, or in the
 demo the close of the candle. As soon as an apply layer holds the account, the book here is at rest. A feed that starts
 again takes up its tapes from the bars that it has written, where those come before its candles: in the demo, and not
-where old candles are replayed at the wall clock's pace. Between two bars the market states and positions of the
+where old candles are replayed at the wall clock's pace. A step whose write was cut is published by the next cycle, or
+passed where its bars are found to stand: the newest one tells. Between two bars the market states and positions of the
 symbols whose candles still come are written again every 10 s, so that they stay fresh; a symbol that has ended is left
 to grow old.
 """
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.bars import decode_bar
 from quantum_alloc.adapters.candles import Candle, Step, is_gap
 from quantum_alloc.adapters.effects import Command, Effect, Group, HashSet, Reply, StreamAdd, in_groups
@@ -26,6 +28,7 @@ from quantum_alloc.core.fields import number
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.market import SIGMA_BARS
 from quantum_alloc.core.paper import Book, Fill, Tape
+from quantum_alloc.services.logs import Fields, changed
 from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "feed"
@@ -95,6 +98,7 @@ class Seen:
     ended: bool
     paper: bool = True
     tapes: Mapping[str, Tape] = field(default_factory=dict)
+    stands: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Made:
 
 def step_feed(state: State, seen: Seen) -> tuple[State, Made]:
     """The tapes and the book after a step; without one, what is still alive is published again."""
+    state = state if seen.stands is None else seen.stands
     if seen.step is None:
         alive = () if seen.ended else _alive(state)
         return state, Made(seen.now, state, alive, {}, 0)
@@ -161,6 +166,11 @@ def _alive(state: State) -> tuple[str, ...]:
     return tuple(sorted(s for s, t in state.tapes.items() if t.close_time > state.newest - LIVE_BARS * t.bar_s))
 
 
+def _bar(made: Made, symbol: str) -> dict[str, str]:
+    close, volume, bar_s = made.bars[symbol]
+    return {"close": number(close), "volume": number(volume), "bar_s": number(bar_s), **stamp(made.now, "ts")}
+
+
 def _symbol_effects(made: Made, symbol: str, to: Target, *, paper: bool) -> list[Effect]:
     tape, when = made.state.tapes[symbol], stamp(made.now)
     fields = {"price": number(tape.close), "bar_s": number(tape.bar_s), **when}
@@ -169,9 +179,7 @@ def _symbol_effects(made: Made, symbol: str, to: Target, *, paper: bool) -> list
         fields["sigma"] = number(sigma)
     effects: list[Effect] = [HashSet(to.keys.market(symbol), fields, delete=() if sigma is not None else ("sigma",))]
     if symbol in made.bars:
-        close, volume, bar_s = made.bars[symbol]
-        entry = {"close": number(close), "volume": number(volume), "bar_s": number(bar_s), **stamp(made.now, "ts")}
-        effects.append(StreamAdd(to.keys.bars(symbol), entry, BARS_MAXLEN))
+        effects.append(StreamAdd(to.keys.bars(symbol), _bar(made, symbol), BARS_MAXLEN))
     holding = made.state.book.holdings.get(symbol)
     if paper and holding is not None:
         position = {
@@ -219,7 +227,8 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
     metrics.set("quantum_alloc_feed_live_symbols", 0 if seen.ended and seen.step is None else len(_alive(made.state)))
     metrics.replace("quantum_alloc_price_usd", {s: t.close for s, t in made.state.tapes.items()})
     done = "the candles have ended" if seen.ended and seen.step is None else ""
-    return Told(f"Feed cycle complete symbols={len(made.fresh)} bars={len(made.bars)} gaps={made.gaps}", done)
+    told: Fields = {"symbols": len(made.fresh), "bars": len(made.bars), "gaps": made.gaps}
+    return Told("Feed cycle complete" if made.fresh else "", done, told)
 
 
 def _tapes(store: Store, keys: Keys, candles: Sequence[Candle]) -> dict[str, Tape]:
@@ -227,6 +236,40 @@ def _tapes(store: Store, keys: Keys, candles: Sequence[Candle]) -> dict[str, Tap
     replies = store.read([("XREVRANGE", keys.bars(c.symbol), "+", "-", "COUNT", SIGMA_BARS + 1) for c in candles])
     found = {c.symbol: tape_of(reply, c) for c, reply in zip(candles, replies, strict=True)}
     return {symbol: tape for symbol, tape in found.items() if tape is not None}
+
+
+class _Taken:
+    """Hands out a step until its bars are known to stand."""
+
+    def __init__(self, store: Store, source: Source, keys: Keys) -> None:
+        self._store, self._source, self._keys = store, source, keys
+        self._step: Step | None = None
+        self._sent: Made | None = None
+        self._stands: State | None = None
+
+    def take(self, now: float) -> tuple[Step | None, State | None]:
+        """A step, and the state after the one before it where that was written and nobody said so."""
+        if self._step is not None and self._sent is not None and self._has_arrived(self._sent):
+            self._stands, self._step = self._sent.state, None
+        if self._step is None:
+            self._step, self._sent = self._source.take(now), None
+        return self._step, self._stands
+
+    def sent(self, made: Made) -> None:
+        """What is about to be written."""
+        self._sent = made
+
+    def written(self) -> None:
+        """It stands, and is remembered."""
+        self._step = self._sent = self._stands = None
+
+    def _has_arrived(self, made: Made) -> bool:
+        if not made.bars:
+            return False
+        last = made.fresh[-1]  # of the last group: those before it stand too
+        (reply,) = self._store.read([wire.newest(self._keys.bars(last))])
+        newest = wire.entry_fields(reply[0]) if isinstance(reply, list) and reply else None
+        return newest == {name: text.encode() for name, text in _bar(made, last).items()}
 
 
 def build(
@@ -238,6 +281,7 @@ def build(
     *,
     paper: bool,
     executions: str = "quantum:stream:execution.result",
+    interval_s: float = 10.0,
 ) -> Cycle[State, Seen, Made]:
     """The service.
 
@@ -249,10 +293,12 @@ def build(
         to: stream lengths and names.
         paper: True when it holds the paper book.
         executions: stream of the paper book's trades.
+        interval_s: seconds within which a cycle ends.
     """
 
     looked: set[str] = set()
     told: list[bool] = []
+    taken = _Taken(store, source, to.keys)
 
     def read(now: float) -> Seen:
         # trouble is met before a candle is taken; an account that is opened in between refuses this cycle's write
@@ -261,24 +307,36 @@ def build(
         if paper and held and not told:
             told.append(True)
             store.read([("UNWATCH",)])
-            log.warning("the apply layer holds the account: the paper book of the feed is at rest")
-        step = source.take(now)
+            text = "the apply layer holds the account: the paper book of the feed is at rest"
+            changed(log, logging.WARNING, text, "paper_book", "trades", "rests")
+        elif told and not held:
+            told.clear()
+            text = "the account of the apply layer is gone: the paper book of the feed trades again"
+            changed(log, logging.WARNING, text, "paper_book", "rests", "trades")
+        step, stands = taken.take(now)
         new = [c for c in step.candles if c.symbol not in looked] if step is not None else []
-        seen = Seen(now, step, source.ended, paper and not held, _tapes(store, to.keys, new))
-        looked.update(c.symbol for c in new)
-        return seen
+        return Seen(now, step, source.ended, paper and not held, _tapes(store, to.keys, new), stands)
 
     def decide(state: State, seen: Seen, _: Attempt) -> tuple[State, Made]:
         return step_feed(state, seen)
 
+    def written(seen: Seen, made: Made) -> tuple[Group, ...]:
+        taken.sent(made)
+        return effects(made, to, paper=seen.paper, executions=executions)
+
+    def told_of(seen: Seen, made: Made, _: float) -> Told:
+        taken.written()
+        looked.update(made.bars)
+        return tell(metrics, seen, made)
+
     return Cycle(
         name=NAME,
         mode="",
-        interval_s=10.0,
+        interval_s=interval_s,
         initial=State(book),
         read=read,
         decide=decide,
-        effects=lambda seen, made: effects(made, to, paper=seen.paper, executions=executions),
-        tell=lambda seen, made, _: tell(metrics, seen, made),
+        effects=written,
+        tell=told_of,
         wait_s=source.wait_s,
     )

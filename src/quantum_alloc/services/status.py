@@ -1,6 +1,7 @@
 """``quantum-alloc status``: which services run, in which mode, how old their inputs are, and the last cycle.
 
-Services are asked on their ports; inputs and the last allocation cycle are read from Redis. Nothing is written.
+Services are asked on their ports; inputs, the last allocation cycle and the server's settings are read from Redis.
+Nothing is written.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from quantum_alloc.adapters import codec, wire
+from quantum_alloc.adapters import codec, server_check, wire
 from quantum_alloc.adapters.flow_writes import STRESS_TTL_S
-from quantum_alloc.adapters.keys import LIVE, ShadowKeys
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Reading, age_s
@@ -35,9 +36,19 @@ BODY_LIMIT_BYTES = 64 * 1024
 
 def services(settings: Settings) -> list[dict[str, Any]]:
     """One row a service, from its ``/health``."""
-    host = settings.common.metrics_host
+    return [service(settings, name) for name in SERVICES]
+
+
+def service(settings: Settings, name: str) -> dict[str, Any]:
+    """What a service says of itself on its port.
+
+    Args:
+        settings: they name its address.
+        name: of the service.
+    """
+    host, port = settings.common.metrics_host, settings.services[name].port
     asked = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - asked, not bound
-    return [_service(name, asked, settings.services[name].port) for name in SERVICES]
+    return _service(name, asked, port)
 
 
 def _service(name: str, host: str, port: int) -> dict[str, Any]:
@@ -85,31 +96,32 @@ def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]
     """
     a, b, p = settings.of(AllocationOptions), settings.of(BudgetOptions), settings.of(PortfolioOptions)
     e, s1 = settings.of(EfficiencyOptions), settings.of(ProposerOptions)
-    prefixes = (LIVE.budget(""), LIVE.position(""), LIVE.market(""), LIVE.target(""), LIVE.efficiency(""))
-    universe = Universe(LIVE, prefixes, settings.common.symbols, settings.common.max_symbols)
+    keys = settings.keys
+    prefixes = (keys.budget(""), keys.position(""), keys.market(""), keys.target(""), keys.efficiency(""))
+    universe = Universe(keys, prefixes, settings.common.symbols, settings.common.max_symbols)
     universe.whole = True
     names = universe.find(store, store.read(universe.query), now).names
     rows = []
     shared = (
-        ("balance", wire.BALANCE, LIVE.balance, p.balance_stale_s),
-        ("portfolio", wire.PORTFOLIO, LIVE.portfolio, a.stale_data_s),
+        ("balance", wire.BALANCE, keys.balance, p.balance_stale_s),
+        ("portfolio", wire.PORTFOLIO, keys.portfolio, a.stale_data_s),
     )
     for name, schema, key, limit in shared:
         reading: Reading[Any] = wire.decode(schema, store.read([schema.query(key)])[0], now, limit)
         rows.append(_row(name, reading, limit))
-    reply = store.read([wire.newest(LIVE.stream("regime.state"))])[0]
+    reply = store.read([wire.newest(keys.stream("regime.state"))])[0]
     rows.append(_row("regime", wire.decode_newest(wire.REGIME, reply, now, a.stale_data_s), a.stale_data_s))
     per_symbol: dict[str, tuple[wire.Schema[Any], Any, int]] = {
-        "market": (wire.MARKET, LIVE.market, b.stale_data_s),
-        "position": (wire.POSITION, LIVE.position, p.position_stale_s),
-        "budget": (wire.BUDGET, LIVE.budget, a.stale_data_s),
-        "attribution": (wire.ATTRIBUTION, LIVE.attribution, a.stale_data_s),
-        "target": (wire.TARGET, LIVE.target, e.stale_s_p29),
-        "efficiency": (wire.EFFICIENCY, LIVE.efficiency, s1.stale_s),
-        "proposal": (wire.PROPOSAL, LIVE.proposed, a.stale_data_s),
+        "market": (wire.MARKET, keys.market, b.stale_data_s),
+        "position": (wire.POSITION, keys.position, p.position_stale_s),
+        "budget": (wire.BUDGET, keys.budget, a.stale_data_s),
+        "attribution": (wire.ATTRIBUTION, keys.attribution, a.stale_data_s),
+        "target": (wire.TARGET, keys.target, e.stale_s_p29),
+        "efficiency": (wire.EFFICIENCY, keys.efficiency, s1.stale_s),
+        "proposal": (wire.PROPOSAL, keys.proposed, a.stale_data_s),
     }
     if settings.common.shadow_lane:
-        aside = ShadowKeys(LIVE.tag)
+        aside = keys.shadow
         per_symbol["attribution (shadow)"] = (wire.ATTRIBUTION, aside.attribution, a.stale_data_s)
         per_symbol["target (shadow)"] = (wire.TARGET, aside.target, e.stale_s_p29)
         per_symbol["efficiency (shadow)"] = (wire.EFFICIENCY, aside.efficiency, s1.stale_s)
@@ -126,18 +138,23 @@ def inputs(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]
     return rows
 
 
-def clusters(store: Store, now: float) -> list[dict[str, Any]]:
+def clusters(store: Store, keys: Keys, now: float) -> list[dict[str, Any]]:
     """One row a cluster of the map, with its strain.
+
+    Args:
+        store: where to look.
+        keys: the names.
+        now: unix seconds.
 
     Raises:
         StoreError: Redis does not answer.
     """
-    reply = store.read([("HLEN", LIVE.clusters)])[0]
+    reply = store.read([("HLEN", keys.clusters)])[0]
     if isinstance(reply, int) and reply > wire.MAP_FIELDS_LIMIT:
         return []
-    of = wire.decode_clusters(store.read([("HGETALL", LIVE.clusters)])[0])
-    stresses = store.read([wire.STRESS.query(LIVE.stress(c)) for c in of.ids])
-    alphas = store.read([("HGET", LIVE.stress(c), "alpha") for c in of.ids])
+    of = wire.decode_clusters(store.read([("HGETALL", keys.clusters)])[0])
+    stresses = store.read([wire.STRESS.query(keys.stress(c)) for c in of.ids])
+    alphas = store.read([("HGET", keys.stress(c), "alpha") for c in of.ids])
     rows = []
     for name, stress, alpha in zip(of.ids, stresses, alphas, strict=True):
         reading = wire.decode(wire.STRESS, stress, now, STRESS_TTL_S)
@@ -153,13 +170,18 @@ def clusters(store: Store, now: float) -> list[dict[str, Any]]:
     return rows
 
 
-def last_cycle(store: Store, now: float) -> dict[str, Any] | None:
+def last_cycle(store: Store, keys: Keys, now: float) -> dict[str, Any] | None:
     """The newest allocation cycle on record.
+
+    Args:
+        store: where to look.
+        keys: the names.
+        now: unix seconds.
 
     Raises:
         StoreError: Redis does not answer.
     """
-    reply = store.read([wire.newest(LIVE.stream("allocation.cycle"))])[0]
+    reply = store.read([wire.newest(keys.stream("allocation.cycle"))])[0]
     fields = wire.entry_fields(reply[0]) if isinstance(reply, list) and reply else None
     if not fields:
         return None
@@ -172,17 +194,40 @@ def last_cycle(store: Store, now: float) -> dict[str, Any] | None:
     return {**shown, "age_s": None if when is None else age_s(when, now)}
 
 
+def server(store: Store) -> dict[str, Any]:
+    """What the server tells of its settings, and what it lacks.
+
+    Args:
+        store: where to look.
+
+    Raises:
+        StoreError: Redis does not answer.
+    """
+    facts = server_check.read_facts(store)
+    lacks = server_check.judge(facts, guards=False).lacks
+    return {
+        "server": facts.version,
+        "maxmemory_policy": facts.policy,
+        "maxmemory_bytes": facts.maxmemory,
+        "appendonly": facts.appendonly,
+        "min_replicas": facts.min_replicas,
+        "replicas": facts.replicas,
+        "lacks": {lack.value: text for lack, text in lacks.items()},
+    }
+
+
 def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any], str]:
     """Everything that ``status`` shows, and what kept it from reading Redis."""
     found: dict[str, Any] = {"services": services(settings), "redis": settings.redis.address()}
     try:
+        found["server"] = server(store)
         found["inputs"] = inputs(store, settings, now)
-        found["clusters"] = clusters(store, now)
+        found["clusters"] = clusters(store, settings.keys, now)
         found["gates"] = governor_status.gates(settings.of(GovernorOptions).params())
-        found["governor"] = governor_status.state(store)
+        found["governor"] = governor_status.state(store, settings.keys)
         found["windows"] = governor_status.windows(store, settings, now)
-        found["account"], found["permits"] = apply_status.state(store)
-        found["last_cycle"] = last_cycle(store, now)
+        found["account"], found["permits"] = apply_status.state(store, settings.keys)
+        found["last_cycle"] = last_cycle(store, settings.keys, now)
     except StoreError as error:
         return found, str(error)
     return found, ""
