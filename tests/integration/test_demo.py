@@ -18,7 +18,7 @@ import redis
 
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.core.record import differences
-from tests.support.running import CLEAN
+from tests.support.running import CLEAN, until
 from tests.support.worlds import Client
 
 ELEVEN = "BTCUSDC,ETHUSDT,SOLUSDT,BNBUSDT,XRPUSDT,ADAUSDT,DOTUSDT,LINKUSDT,AVAXUSDT,UNIUSDT,ATOMUSDT"
@@ -196,19 +196,63 @@ def test_keep_leaves_the_server_and_its_keys() -> None:
         os.kill(found["pid"], signal.SIGTERM)
 
 
-def test_it_ends_by_a_signal() -> None:
+def test_it_ends_by_a_signal(tmp_path: Path) -> None:
     """--forever ends by SIGTERM with its summary and exit code 0, and its server with it."""
     code = "import sys; from quantum_alloc.services.cli import main; sys.exit(main())"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "demo", "--forever", "--speed", "6000"],
-        env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**CLEAN, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(2.0)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=5)
+
+    def is_on_its_way() -> bool:
+        for socket in tmp_path.glob("qa-*/redis.sock"):
+            client: Any = redis.Redis(unix_socket_path=str(socket), protocol=2)
+            try:
+                return bool(client.exists("quantum:state:portfolio"))
+            except redis.ConnectionError:
+                return False
+            finally:
+                client.close()
+        return False
+
+    try:
+        until(is_on_its_way, 30, "bars")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=5)
+    finally:
+        process.kill()
     assert (process.returncode, err) == (0, "")
     assert "sha256" in out
+
+
+def test_it_ends_while_it_reads(tmp_path: Path) -> None:
+    """Long candle files: a signal ends it at once, with exit code 0, and its server with it."""
+    path, opened = tmp_path / "endless.csv", []
+    os.mkfifo(path)
+    code = "import sys; from quantum_alloc.services.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "demo", "--candles", str(path)],
+        env={**CLEAN, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def is_read() -> bool:
+        try:
+            opened.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:  # nobody reads it yet
+            return False
+        return True
+
+    try:
+        until(is_read, 20, "it reads")
+        os.write(opened[0], b"symbol,timestamp_ms,open,high,low,close,volume\nBTCUSDT,1760000000000,1,1,1,1,1\n")
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=5)
+    finally:
+        process.kill()
+        for number in opened:
+            os.close(number)
+    assert (process.returncode, err, "sha256" in out) == (0, "", False)
+    assert not list(tmp_path.glob("qa-*"))
 
 
 def closes(path: Path, symbols: set[str]) -> dict[int, dict[str, float]]:

@@ -73,7 +73,7 @@ def test_write_read_and_verify(environ: dict[str, str], capsys: pytest.CaptureFi
     assert (two["blast_radius"], two["services_status"]) == ("P29", "all run")
     assert one["hostname"] == os.uname().nodename
     assert json.loads(call(capsys, environ, "show", "--last", "1", "--format", "json")[1]) == [two]
-    code, out, _ = call(capsys, environ, "show", "--last", "1")
+    code, out, _ = call(capsys, environ, "show", "--last", "1", "--wide")
     assert code == 0
     header, row = out.splitlines()
     assert header.split() == ["id", "finished", "operation", "by", "approved", "risk", "outcome", "summary"]
@@ -84,10 +84,27 @@ def test_write_read_and_verify(environ: dict[str, str], capsys: pytest.CaptureFi
 
 def test_long_summaries_are_shortened_in_the_table(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """And no line of the table can be forged."""
-    assert call(capsys, environ, *APPEND, "--summary", "x\n" + "y" * 100)[0] == 0
-    out = call(capsys, environ, "show")[1]
+    assert call(capsys, environ, *APPEND, "--summary", "x\n" + "y" * 300)[0] == 0
+    out = call(capsys, environ, "show", "--wide")[1]
     assert out.count("\n") == 2
-    assert "x\\n" + "y" * 58 + "..." in out
+    assert "x\\n" + "y" * 300 + "\n" in out
+    text = "".join(call(capsys, environ, "show")[1].split())
+    assert "x\\n" + "y" * 238 + "..." in text
+
+
+def test_the_table_fits_a_terminal(
+    environ: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """80 columns: one entry downwards, several with the summary below each; nothing of it is lost."""
+    monkeypatch.setenv("COLUMNS", "80")
+    summary, out = " ".join(f"word{n}" for n in range(30)), ""
+    for most in (1, 3):
+        assert call(capsys, environ, *APPEND, "--summary", summary)[0] == 0
+        assert most == 1 or call(capsys, environ, *APPEND, "--summary", "short")[0] == 0
+        out = call(capsys, environ, "show")[1]
+        assert max(map(len, out.splitlines())) <= 80
+        assert summary in " ".join(out.split())
+    assert out.splitlines()[0].split() == ["id", "finished", "operation", "by", "outcome"]
 
 
 def test_a_changed_ledger_is_told_and_not_added_to(environ: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +123,7 @@ def test_a_changed_ledger_is_told_and_not_added_to(environ: dict[str, str], caps
     code, out, err = call(capsys, environ, *APPEND)
     assert (code, out) == (1, "")
     assert "`quantum-alloc ledger verify` tells all that is wrong" in err
-    code, out, err = call(capsys, environ, "show")
+    code, out, err = call(capsys, environ, "show", "--wide")
     assert (code, out.count("\n")) == (1, 3)
     assert "the ledger is not sound" in err
     code, out, err = call(capsys, without_redis(environ), "verify")
@@ -125,7 +142,7 @@ def test_without_redis(environ: dict[str, str], capsys: pytest.CaptureFixture[st
     before = {p.name: p.read_bytes() for p in directory.iterdir()}
     assert call(capsys, nowhere, *APPEND)[0] == 69
     assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
-    code, out, err = call(capsys, nowhere, "show")
+    code, out, err = call(capsys, nowhere, "show", "--wide")
     assert (code, out.count("\n"), err) == (0, 2, "")
     code, out, err = call(capsys, nowhere, "verify")
     assert (code, out) == (69, "The files of the ledger agree: 1 entry.\n")

@@ -7,10 +7,12 @@ of the demo failed; 78 a mistake in the settings, or a port that is taken.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -22,14 +24,19 @@ from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.services import (
     app,
+    clear_cli,
     config_cli,
     demo,
     demo_view,
     drill,
+    env_file,
+    install,
     ledger_cli,
     logs,
     ops_cli,
+    pages_cli,
     plot,
+    secret_files,
     show,
     status,
     trial_cli,
@@ -42,6 +49,7 @@ from quantum_alloc.services.settings import SettingsError
 DONE, USAGE, BAD_CANDLES, NO_REDIS, BROKEN, BAD_SETTINGS = 0, 2, 65, 69, 70, 78
 
 
+MORE_RIGHTS = ": give this command as a user with more rights, such as qa-operator, with REDIS_USERNAME"
 NO_PERMITS = "No permit is on record."
 NO_ACCOUNT = "There is no paper account: the service apply opens one."
 
@@ -90,13 +98,17 @@ def _candle_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="stop at the first malformed candle")
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="quantum-alloc",
         description="Capital allocation and pre-trade governor: decides, every few seconds and explainably, how much "
         "each symbol may hold.",
     )
     parser.add_argument("--version", action="version", version=f"quantum-alloc {__version__}")
+    parser.add_argument(
+        "--env-file", dest="beneath", type=Path, metavar="FILE", help="settings for what the environment does not set"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run one or several services in this process")
@@ -122,13 +134,17 @@ def _parser() -> argparse.ArgumentParser:
     show_demo.set_defaults(handler=_demo)
 
     state = commands.add_parser("status", help="services, modes, ages of inputs, gates and windows, last cycle")
+    state.add_argument("--wide", action="store_true", help="tables as wide as they are, one line a row")
     state.add_argument("--format", choices=("table", "json"), default="table")
     state.set_defaults(handler=_status)
 
     trial_cli.add_parsers(commands)
     ops_cli.add_parsers(commands)
+    clear_cli.add_parser(commands)
     ledger_cli.add_parsers(commands)
+    install.add_parsers(commands)
     config_cli.add_parser(commands)
+    pages_cli.add_parsers(commands)
     return parser
 
 
@@ -161,8 +177,8 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if args.now is not None and not once:
         raise Mistake("--now sets the clock of one cycle: give --once too")
     logs.set_up(settings.common.log_level, settings.common.log_format)
-    for warning in settings.warnings:
-        app.log.warning("%s", warning)
+    for warning in (*settings.warnings, *secret_files.exposed(settings)):
+        logs.say(app.log, logging.WARNING, "settings", warning)
     clock: Clock = WallClock() if args.now is None else SetClock(args.now)
     if not once:
         app.run_for_good(args.names, settings, clock)
@@ -190,13 +206,11 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if args.report is not None:
         plot.needs_plotly()
         _writable(args.report)
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop, reading = _stopped_by_signals()
     logs.set_up("WARNING", "plain")
     settings = demo.settings_of(plan, environ)
     for warning in settings.warnings:
-        app.log.warning("%s", warning)
+        logs.say(app.log, logging.WARNING, "settings", warning)
     if args.format == "table":
         print(demo_view.profile(demo.profile_of(settings)), flush=True)
     server = EmbeddedServer(outlive=args.keep)
@@ -204,14 +218,17 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         server.start()
         with demo_view.live(sys.stdout, quiet=args.format == "json") as view:
-            outcome = demo.drive(plan, environ, server, stop, view)
+            reading.set()
+            if stop.is_set():
+                return DONE
+            outcome = demo.drive(plan, environ, server, stop, view, begun=reading.clear)
         where = ["Look further: the option --keep leaves the server up; README.md and docs/ explain each column."]
         if args.keep:
             demo.keep(server)
             kept = server.leave()
             where = [
                 f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {kept})",
-                f"Try: redis-cli -s {server.socket} hgetall quantum:allocation:target:{outcome.symbols[0]}",
+                f"Try: redis-cli -s {server.socket} hgetall {settings.keys.target(outcome.symbols[0])}",
                 f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
                 "     export STATE_DIRECTORY=$(mktemp -d)   (before you run a governor on it)",
                 f"     quantum-alloc explain {outcome.symbols[0]}   (in the virtual environment: . .venv/bin/activate)",
@@ -225,6 +242,7 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         else:
             print(demo_view.targets(outcome.progress), demo_view.summary(outcome, where), sep="\n\n")
     finally:
+        reading.clear()
         if not kept:
             server.stop()
     if not outcome.holds:
@@ -232,6 +250,20 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(f"quantum-alloc: a check failed: {failed.name}: {failed.detail}", file=sys.stderr)
         return BROKEN
     return DONE
+
+
+def _stopped_by_signals() -> tuple[Event, Event]:
+    """What a signal sets, and while what is set it ends the process at once."""
+    stop, reading = Event(), Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        if reading.is_set():
+            raise SystemExit(DONE)  # nothing has begun: long candle files may still be read
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    return stop, reading
 
 
 def _writable(path: Path) -> None:
@@ -251,20 +283,25 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(show.as_json({**found, "trouble": trouble}))
     else:
         columns = ("service", "port", "state", "mode", "cycles", "last_cycle_s", "ms", "note")
-        print(show.table(found["services"], columns))
+        lines: Callable[[str], str] = str if args.wide else show.wrapped
+        shown: Callable[..., str] = show.table if args.wide else partial(show.fitted, below=("note", "blocks with"))
+        print(shown(found["services"], columns))
+        if "server" in found:
+            about = {**found["server"], "lacks": " ".join(found["server"]["lacks"]) or "nothing"}
+            print("", shown([about]), *map(lines, found["server"]["lacks"].values()), sep="\n")
         if "inputs" in found:
-            print("", show.table(found["inputs"]), sep="\n")
+            print("", shown(found["inputs"]), sep="\n")
             if found["clusters"]:
-                print("", show.table(found["clusters"]), sep="\n")
-            print("", show.table(found["gates"]), sep="\n")
-            print("", show.table([found["governor"]]), sep="\n")
-            print("", show.table(found["windows"]) if found["windows"] else NO_PERMITS, sep="\n")
+                print("", shown(found["clusters"]), sep="\n")
+            print("", shown(found["gates"]), sep="\n")
+            print("", shown([found["governor"]]), sep="\n")
+            print("", shown(found["windows"]) if found["windows"] else NO_PERMITS, sep="\n")
             account = found["account"]
-            print("", show.table([account]) if account else NO_ACCOUNT, sep="\n")
+            print("", shown([account]) if account else NO_ACCOUNT, sep="\n")
             if found["permits"]:
-                print("", show.table([found["permits"]]), sep="\n")
+                print("", shown([found["permits"]]), sep="\n")
             last = found["last_cycle"]
-            print("", show.table([last]) if last else "No allocation cycle is on record.", sep="\n")
+            print("", shown([last]) if last else "No allocation cycle is on record.", sep="\n")
     if trouble:
         print(f"quantum-alloc: {trouble}", file=sys.stderr)
         return NO_REDIS
@@ -281,10 +318,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     Returns:
         The exit code.
     """
-    args = _parser().parse_args(argv)
+    args = command_line().parse_args(argv)
     handler: Callable[[argparse.Namespace, Mapping[str, str]], int] = args.handler
     try:
-        return handler(args, os.environ if environ is None else environ)
+        own = os.environ if environ is None else environ
+        return handler(args, own if args.beneath is None else env_file.beneath(own, args.beneath))
     except SettingsError as error:
         code, text = BAD_SETTINGS, f"the settings cannot be used:\n{error}"
     except PortTaken as error:
@@ -296,7 +334,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except MapError as error:
         code, text = BAD_SETTINGS, str(error)
     except (StoreError, ServerError) as error:
-        code, text = NO_REDIS, str(error)
+        is_right = isinstance(error, StoreError) and error.code == "NOPERM"
+        code, text = NO_REDIS, f"{error}{MORE_RIGHTS if is_right else ''}"
     except Mistake as error:
         code, text = USAGE, str(error)
     except BrokenPipeError:  # the reader of a pipe has seen enough

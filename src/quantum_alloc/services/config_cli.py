@@ -2,8 +2,10 @@
 
     check [SERVICE...] [--env-file FILE]     every error and warning; exit 78 where there are errors
     show [SERVICE...] [--format table|json]  every setting as it counts, with where it comes from; secrets masked
-    docs settings|metrics                    the reference pages, as Markdown
+    docs settings|metrics|logs               the reference pages, as Markdown
     example SERVICE                          an env file with every variable at its default, commented out
+    deploy DIR                               units, users, env files and rights as they are at the defaults, to look at
+    acl, redis                               the rights and the settings that the server needs; see ``acl_cli``
 
 Named services are checked as ``run`` with the same names would; without names, each by itself.
 """
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from quantum_alloc.services import acl_cli, logs
 from quantum_alloc.services import show as view
 from quantum_alloc.services.env_file import parse
 from quantum_alloc.services.options import GROUPS, Settings, load
@@ -23,7 +26,7 @@ from quantum_alloc.services.settings import SettingsError, variables
 from quantum_alloc.services.settings_docs import example_file, settings_page
 from quantum_alloc.services.values import render
 
-DONE, USAGE, BAD_SETTINGS = 0, 2, 78
+DONE, NOT_WRITTEN, USAGE, BAD_SETTINGS = 0, 1, 2, 78
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,12 +50,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     two.set_defaults(handler=show)
 
     three = commands.add_parser("docs", help="print a reference page")
-    three.add_argument("page", choices=("settings", "metrics"))
+    three.add_argument("page", choices=("settings", "metrics", "logs"))
     three.set_defaults(handler=docs)
 
     four = commands.add_parser("example", help="print an env file with every variable at its default")
     four.add_argument("name", metavar="SERVICE", help=names)
     four.set_defaults(handler=example)
+
+    five = commands.add_parser("deploy", help="write units, users, env files and rights into a directory, to look at")
+    five.add_argument("directory", type=Path, metavar="DIR")
+    five.set_defaults(handler=deploy)
+
+    acl_cli.add_parsers(commands)
 
 
 def _mistaken(names: Sequence[str], err: TextIO | None) -> bool:
@@ -171,7 +180,7 @@ def docs(
     """Print a reference page.
 
     Args:
-        args: ``page``, settings or metrics.
+        args: ``page``, settings, metrics or logs.
         environ: not looked at.
         out: where the page goes; None for standard output.
         err: not used.
@@ -181,6 +190,8 @@ def docs(
         from quantum_alloc.adapters.metrics import reference_page
 
         print(reference_page().rstrip("\n"), file=out)
+    elif args.page == "logs":
+        print(logs.reference_page(), file=out)
     else:
         print(settings_page(), file=out)
     return DONE
@@ -204,4 +215,30 @@ def example(
     if _mistaken([args.name], err):
         return USAGE
     print(example_file(args.name), file=out)
+    return DONE
+
+
+def deploy(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """Write what ``install`` would put, as files of a directory.
+
+    Args:
+        args: ``directory``.
+        environ: not looked at.
+
+    Returns:
+        0, or 1 where a file cannot be written.
+    """
+    del environ
+    from quantum_alloc.services import install_files
+
+    rights = {f"redis/{name}": text for name, text in acl_cli.files().items()}
+    for name, text in {**install_files.copies(), **rights}.items():
+        path = args.directory / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            print(f"quantum-alloc: {str(path)!r} cannot be written: {error.strerror}", file=sys.stderr)
+            return NOT_WRITTEN
+        print(path)
     return DONE

@@ -17,13 +17,17 @@ from quantum_alloc.core.limits import BURST_S, HOUR_S, US
 from quantum_alloc.core.stability import ClockState
 from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay
 from quantum_alloc.services.governor_keeper import Keeper
+from quantum_alloc.services.logs import NAMED, Case, Fields, changed, few, say
 from quantum_alloc.services.loop import Told
 
 log = logging.getLogger("quantum_alloc.governor")
 SYMBOLS_MAX = 10_000
 IDS = tuple(gate.gate for gate in GATES)
 CAP = IDS.index("0.5")
-NAMES = {gate.gate: gate.name for gate in GATES}
+NAMES = {**{gate.gate: gate.name for gate in GATES}, "4": "position caps"}
+"""A block names gate 4 as a whole."""
+REFUSED_OFTEN = 10
+"""From so many commits in a row that wrote nothing on, it is told."""
 
 
 class Governed(Protocol):
@@ -47,6 +51,11 @@ class Governed(Protocol):
         """Answers that are decided again."""
         ...
 
+    @property
+    def refused(self) -> str:
+        """Empty, or why the commit wrote nothing."""
+        ...
+
 
 class Tally:
     """Counts a governor's answers."""
@@ -56,7 +65,8 @@ class Tally:
         self._m, self._params = metrics, params
         self._permits_us: dict[str, list[int]] = {}
         self._factors: dict[str, float] = {}
-        self._state = ""
+        self._kill, self._hold = Kill.OFF, ""
+        self._missed = self._vain = 0
         self._counted_us = 0
         self._said: Counter[tuple[str, tuple[Outcome, str]]] = Counter()
 
@@ -68,20 +78,36 @@ class Tally:
             g: the governor.
         """
         found: Counter[str] = Counter()
+        permits: list[str] = []
+        blocks: list[Case] = []
         for answer in g.settled:
             found[self._answer(answer)] += 1
+            if isinstance(answer, Permit):
+                permits.append(answer.plan.symbol)
+            elif isinstance(answer, Block):
+                blocks.append(_case(answer))
         for (gate, (outcome, reason)), n in self._said.items():
             self._m.add("quantum_alloc_gate_outcomes_total", gate, outcome.value, reason, amount=n)
         self._said.clear()
         for result, n in found.items():
             self._m.add("quantum_alloc_plans_total", result, amount=n)
+        self._inputs(basis)
         self._gauges(basis, g)
-        self._say(basis)
+        self._say(basis, g)
+        self._vain = self._vain + 1 if g.refused else 0
+        nothing = f"the commit is refused: {g.refused}" if self._vain >= REFUSED_OFTEN else ""
         if not g.settled and not g.moved:
-            return Told("")
-        told = "".join(f" {name}={n}" for name, n in sorted(found.items()))
-        more = f" moved={g.moved}" if g.moved else ""
-        return Told(f"Governor batch complete plans={len(g.settled)}{told}{more} mode={self._params.apply_mode}")
+            return Told("", nothing)
+        fields: Fields = {"plans": len(g.settled)}
+        fields.update(dict(sorted(found.items())))  # type: ignore[typeddict-item]  # results of _answer
+        if g.moved:
+            fields["moved"] = g.moved
+        if permits:
+            fields["permitted"] = few(list(dict.fromkeys(permits)))
+        if blocks:
+            fields["blocked"] = blocks[:NAMED]
+        fields["mode"] = self._params.apply_mode
+        return Told("Governor batch complete", nothing, fields)
 
     def _answer(self, answer: Decision | plans.BadId | plans.NotGoverned | None) -> str:
         if isinstance(answer, (Permit, Block)):
@@ -116,10 +142,13 @@ class Tally:
             m.add("gov_p29_block_total", symbol)
         if made.disarms:
             m.add("quantum_govern_disarm_total", made.reason)
-            log.warning("auto-disarm: a burst of opens of %s sets the kill switch to reduce", made.plan.symbol)
+            told: Fields = {"symbol": made.plan.symbol, "reason": made.reason}
+            text = f"auto-disarm: a burst of opens of {made.plan.symbol} sets the kill switch to reduce"
+            say(log, logging.WARNING, "kill_switch", text, told)
         if log.isEnabledFor(logging.DEBUG):
-            where = "P2.9 allocation" if made.gate == "0.5" else f"gate {made.gate} ({NAMES[made.gate]})"
-            log.debug("plan %s of %s is blocked by %s: %s", made.plan.plan_id, made.plan.symbol, where, made.reason)
+            case = _case(made)
+            text = f"plan {made.plan.plan_id} of {made.plan.symbol} is blocked by {case['gate']}: {made.reason}"
+            say(log, logging.DEBUG, "decision", text, case)
 
     def _count(self, symbol: str, made: Permit | Block) -> None:
         """What the ledger has counted of a symbol, whoever permitted it."""
@@ -131,6 +160,18 @@ class Tally:
             times.append(made.inputs.now_us)
         if times:
             self._permits_us[symbol] = times
+
+    def _inputs(self, basis: Basis) -> None:
+        looked: Counter[tuple[str, str]] = Counter()
+        for one in basis.snapshot.symbols.values():
+            looked["position", one.position.state] += 1
+            looked["market", one.market_usd.state] += 1
+            looked["target", one.target.state] += 1
+            looked["budget", one.budget.state] += 1
+            looked["violation", one.violation_usd.state] += 1
+            looked["efficiency", one.efficiency.state] += 1
+        for (name, state), n in looked.items():
+            self._m.add("quantum_alloc_inputs_total", name, state, amount=n)
 
     def _gauges(self, basis: Basis, g: Governed) -> None:
         m, s = self._m, basis.snapshot
@@ -164,10 +205,24 @@ class Tally:
             m.replace(f"quantum_govern_exec_count_{name}", counts)
         m.replace("p32_eff_factor", self._factors)
 
-    def _say(self, basis: Basis) -> None:
-        """States are logged when they change."""
+    def _say(self, basis: Basis, g: Governed) -> None:
+        """States are logged when they change, and what is lost when it is."""
         s = basis.snapshot
-        state = s.kill.value + (f", opens are held back: {s.hold}" if s.hold else "")
-        if state != self._state and (self._state or state != Kill.OFF.value):
-            log.warning("the kill switch is %s", state)
-        self._state = state
+        if s.kill is not self._kill:
+            text = f"the kill switch is {s.kill.value}"
+            changed(log, logging.WARNING, text, "kill_switch", self._kill.value, s.kill.value)
+        if s.hold != self._hold:
+            text = f"opens are held back: {s.hold}" if s.hold else "opens are held back no more"
+            changed(log, logging.WARNING, text, "hold", self._hold or "ok", s.hold or "ok")
+        self._kill, self._hold = s.kill, s.hold
+        lost = g.intake.missed - self._missed
+        if lost > 0:
+            text = f"{lost} plans were gone from the stream before anybody answered them"
+            say(log, logging.WARNING, "fault", text, {"count": lost})
+        self._missed = g.intake.missed
+
+
+def _case(made: Block) -> Case:
+    """A block as lines tell it."""
+    gate = "P2.9 allocation" if made.gate == "0.5" else f"gate {made.gate} ({NAMES[made.gate]})"
+    return {"symbol": made.plan.symbol, "plan_id": made.plan.plan_id, "gate": gate, "reason": made.reason}

@@ -1,7 +1,7 @@
 """``quantum-alloc ledger``: write an operation down, read what was done, and see whether anybody changed it since.
 
     ledger append --operation NAME --by NAME --risk CLASS --summary TEXT --objective TEXT ...
-    ledger show [--last N] [--format table|json]        from the file alone, without Redis
+    ledger show [--last N] [--wide] [--format ...]      from the file alone, without Redis
     ledger verify [--format table|json]                 exit 0 sound, 1 not sound, 69 Redis could not be asked
 
 Other commands (rearm, kill) write their own entries with ``record``.
@@ -30,7 +30,8 @@ from quantum_alloc.services.trial_cli import count, word
 
 DONE, NOT_SOUND, USAGE, NO_REDIS = 0, 1, 2, 69
 GIT_TIMEOUT_S = 2.0
-SHOWN_CHARACTERS = 60
+SHOWN_CHARACTERS = 240
+NARROW = ("id", "finished", "operation", "by", "outcome", "summary")
 NO_ENTRY = "The ledger holds no entry yet: `quantum-alloc ledger append` writes one."
 
 
@@ -110,7 +111,7 @@ def record(
     )
     operation.check()
     whole = replace(operation, git_commit=git_commit(), hostname=socket.gethostname())
-    return OpsLedger(settings.common.state_directory, store).append(whole, WallClock().now())
+    return OpsLedger(settings.common.state_directory, store, settings.keys).append(whole, WallClock().now())
 
 
 def add_parsers(commands: Any) -> None:
@@ -140,6 +141,7 @@ def add_parsers(commands: Any) -> None:
 
     read = actions.add_parser("show", help="the entries, newest last; needs no Redis")
     read.add_argument("--last", type=count, metavar="N", help="only so many (all)")
+    read.add_argument("--wide", action="store_true", help="every column, one line an entry")
     read.add_argument("--format", choices=("table", "json"), default="table")
     read.set_defaults(handler=_told(_show))
 
@@ -190,13 +192,17 @@ def _append(args: argparse.Namespace, settings: Settings, store: Store) -> int:
 
 
 def _show(args: argparse.Namespace, settings: Settings, store: Store) -> int:
-    ledger = OpsLedger(settings.common.state_directory, store)
+    ledger = OpsLedger(settings.common.state_directory, store, settings.keys)
     entries = ledger.entries()
     last = entries[-args.last :] if args.last else entries
     if args.format == "json":
         print(show.as_json([entry.values for entry in last]))
     else:
-        print(show.table([_row(entry) for entry in last]) if last else NO_ENTRY)
+        rows = [_row(entry, wide=args.wide) for entry in last]
+        if not rows:
+            print(NO_ENTRY)
+        else:
+            print(show.table(rows) if args.wide else show.fitted(rows, NARROW, below=("summary",)))
     if ledger.verify_files():
         told = "the ledger is not sound, and entries may be missing here: `quantum-alloc ledger verify` tells what"
         print(f"quantum-alloc: {told}", file=sys.stderr)
@@ -204,9 +210,9 @@ def _show(args: argparse.Namespace, settings: Settings, store: Store) -> int:
     return DONE
 
 
-def _row(entry: Entry) -> dict[str, str]:
+def _row(entry: Entry, *, wide: bool) -> dict[str, str]:
     values, summary = entry.values, str(entry.values["changes_summary"])
-    short = summary if len(summary) <= SHOWN_CHARACTERS else summary[:SHOWN_CHARACTERS] + "..."
+    short = summary if wide or len(summary) <= SHOWN_CHARACTERS else summary[:SHOWN_CHARACTERS] + "..."
     return {
         "id": entry.id,
         "finished": entry.finished,
@@ -220,7 +226,7 @@ def _row(entry: Entry) -> dict[str, str]:
 
 
 def _verify(args: argparse.Namespace, settings: Settings, store: Store) -> int:
-    ledger = OpsLedger(settings.common.state_directory, store)
+    ledger = OpsLedger(settings.common.state_directory, store, settings.keys)
     unasked = ""
     try:
         findings = ledger.verify()

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from quantum_alloc.adapters.keys import LIVE
 from quantum_alloc.adapters.ops_entry import LedgerError
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.core.governor_inputs import Kill
@@ -53,7 +52,8 @@ def add_parsers(commands: Any) -> None:
     rearm.set_defaults(handler=_rearm)
 
 
-def _user() -> str:
+def user() -> str:
+    """The name of who runs the command."""
     try:
         return getpass.getuser()
     except (OSError, KeyError):
@@ -73,10 +73,10 @@ def _recorded(settings: Settings, store: Store, name: str, by: str, why: str, su
 
 def _kill(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = load(list(app.SERVICES), environ, together=False)
-    store, by = app.open_store(settings), args.by or _user()
+    store, by = app.open_store(settings), args.by or user()
     events, maxlen = settings.of(GovernorOptions).events_stream, settings.common.stream_maxlen
     try:
-        moved = kill_switch.set_to(store, args.state, by, args.why, events=events, maxlen=maxlen)
+        moved = kill_switch.set_to(store, args.state, by, args.why, events=events, maxlen=maxlen, keys=settings.keys)
         state = kill_switch.STATES[args.state]
         print(f"The kill switch is {state.value}.")
         if moved.error is not None:
@@ -87,7 +87,7 @@ def _kill(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _untold(moved)
         if state is not Kill.HALT and moved.is_latched:
             print("A halt is latched: nothing is permitted until `quantum-alloc rearm --by NAME --why TEXT`.")
-        return _recorded(settings, store, f"kill_{args.state}", by, args.why, f"{LIVE.kill} = {args.state}")
+        return _recorded(settings, store, f"kill_{args.state}", by, args.why, f"{settings.keys.kill} = {args.state}")
     finally:
         store.close()
 
@@ -102,12 +102,12 @@ def _rearm(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     store = app.open_store(settings)
     events, maxlen = settings.of(GovernorOptions).events_stream, settings.common.stream_maxlen
     try:
-        moved = kill_switch.rearm(store, args.by, args.why, events=events, maxlen=maxlen)
+        moved = kill_switch.rearm(store, args.by, args.why, events=events, maxlen=maxlen, keys=settings.keys)
         if moved.trouble:
             print(f"quantum-alloc: {moved.trouble}", file=sys.stderr)
             return USAGE
         _untold(moved)
         print("Rearmed: every governor that runs permits again, and one that does not once it has started.")
-        return _recorded(settings, store, "rearm", args.by, args.why, f"{LIVE.latch} taken away")
+        return _recorded(settings, store, "rearm", args.by, args.why, f"{settings.keys.latch} taken away")
     finally:
         store.close()
