@@ -7,7 +7,7 @@ DEMO ?=
 PYTEST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long bench check docs lock clean
+.PHONY: help setup demo test test-long bench check docs deploy lock clean
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -34,7 +34,7 @@ check: $(STAMP) ## ruff, mypy --strict, import rules, dependencies
 	@out=$$($(BIN)/lint-imports --no-cache 2>&1) || { echo "$$out" >&2; exit 1; }
 	@out=$$($(BIN)/deptry src 2>&1) || { echo "$$out" >&2; exit 1; }
 
-test: check ## all checks and tests: 100 examples a law (500 with CI=true)
+test: check ## all checks and tests: 100 examples a law (250 with CI=true)
 	@$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST)
 	@$(BIN)/coverage report
 
@@ -45,9 +45,14 @@ bench: $(STAMP) ## cycles of the services, and the governor's plans, against the
 	@$(BIN)/python benchmarks/cycles.py
 	@$(BIN)/python benchmarks/governor.py
 
-docs: $(STAMP) ## write the generated reference pages anew
+docs: $(STAMP) ## write the generated reference pages, shell completion and manual page anew
 	@$(BIN)/quantum-alloc config docs settings > docs/reference/settings.md
 	@$(BIN)/quantum-alloc config docs metrics > docs/reference/metrics.md
+	@$(BIN)/quantum-alloc config docs logs > docs/reference/logs.md
+	@$(BIN)/python -m tests.tools.shell_pages
+
+deploy: $(STAMP) ## write the copies of units, users and env files in deploy/ anew
+	@$(BIN)/quantum-alloc config deploy deploy >/dev/null
 
 lock: $(STAMP) ## resolve requirements.lock anew (installs uv into .venv)
 	@$(BIN)/python -m pip install --quiet uv

@@ -15,8 +15,10 @@ in a backslash (systemd takes the next line for a part of it).
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
-from quantum_alloc.services.settings import INLINE_COMMENT
+from quantum_alloc.services.settings import INLINE_COMMENT, SettingsError
 from quantum_alloc.services.values import SPACE
 from quantum_alloc.services.variables import printable
 
@@ -62,6 +64,26 @@ def parse(text: str) -> tuple[dict[str, str], list[str]]:
         else:
             found[name] = value
     return found, errors
+
+
+def beneath(environ: Mapping[str, str], path: Path) -> dict[str, str]:
+    """An environment with a file's settings for what it does not set itself.
+
+    Args:
+        environ: the environment.
+        path: of the file.
+
+    Raises:
+        SettingsError: the file cannot be read.
+    """
+    try:
+        found, errors = parse(path.read_bytes().decode("utf-8", "surrogateescape"))
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "not a path"
+        raise SettingsError([f"--env-file {str(path)!r} cannot be read: {why}"]) from None
+    if errors:
+        raise SettingsError([f"{path}: {error}" for error in errors])
+    return {**found, **environ}
 
 
 def _joined(lines: list[str]) -> list[tuple[int, str]]:
