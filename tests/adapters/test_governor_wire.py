@@ -416,3 +416,9 @@ def test_more_violations_than_are_read_at_once() -> None:
     assert seen["BTCUSDT"].value == 5.0
     assert seen["ETHUSDT"].state == "redis_error"
     assert gw.violations(flood, 100.0, ["ETHUSDT"])["ETHUSDT"].state == "missing"
+
+
+@pytest.mark.parametrize("reply", [None, b"1", [], [b"1"], [b"1", b"2", b"3"], [1, b"2"], [b"1", None]], ids=repr)
+def test_a_time_that_is_none(reply: object) -> None:
+    """Whatever is no answer to TIME tells no time."""
+    assert gw.time_us(reply) is None  # type: ignore[arg-type] # that is the point

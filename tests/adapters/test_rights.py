@@ -59,7 +59,7 @@ OWNERS = {
     "market": "feed operator", "plans": "desk governor operator", "portfolio": "operator portfolio",
     "regimes": "operator regime", "target": "allocation operator", "transfers": "operator",
     # operations are written down by an operator, and by a governor that disarms itself
-    "ops_head": "governor operator",
+    "ops_head": "governor operator", "ops_head_of": "governor operator",
     # every writer of a symbol adds it
     "universe": "allocation apply attribution budget desk efficiency feed proposer",
 }  # fmt: skip

@@ -263,7 +263,8 @@ def test_two_at_once(venue: Venue, image: Image, capsys: pytest.CaptureFixture[s
             image.put_back()
             store, first = held(venue)
             second = venue.another()
-            if not restarts:
+            if not restarts:  # at HALT it reads all and fills nothing: what it had filled it would not fill again
+                venue.client.set(LIVE.kill, "1")
                 second.settle(0)
                 image.put_back()
             store.at, store.act = n, second.settle

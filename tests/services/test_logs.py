@@ -122,6 +122,23 @@ def test_a_line_that_cannot_be_made() -> None:
     assert "could not be made: RuntimeError" in written(logs.Json(), "x", {"reason": Fails()})
 
 
+CLOSED = """\
+import logging
+from quantum_alloc.services.logs import say, set_up
+set_up("DEBUG", "{form}")
+[say(logging.getLogger("quantum_alloc.apply"), level, "message", "hello") for level in (10, 20, 30, 40)]
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize("form", ["plain", "json"])
+def test_a_closed_standard_error_ends_nothing(form: str) -> None:
+    """Started with ``2>&-``: lines go nowhere, and what logs goes on."""
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", CLOSED.format(form=form)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "goes on\n")
+
+
 def test_the_names_are_one_closed_set() -> None:
     """What mypy lets through is what is documented, and what the page tells."""
     assert set(logs.Fields.__annotations__) == set(logs.FIELDS)

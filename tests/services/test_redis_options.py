@@ -34,6 +34,29 @@ BAD = [
     ("REDIS_SENTINELS", "a b"),
     ("REDIS_SENTINELS", ",".join(f"h{i}" for i in range(21))),
     ("REDIS_SENTINELS", f"app:{CANARY}@a:1"),
+    ("REDIS_SENTINELS", "a..b:1"),
+    ("REDIS_SENTINELS", ".:1"),
+    ("REDIS_SENTINELS", "a" * 64),
+    ("REDIS_SENTINELS", "a." * 127),
+    ("REDIS_HOST", "a..b"),
+    ("REDIS_HOST", ".a"),
+    ("REDIS_HOST", "a" * 64),
+    ("REDIS_HOST", "a." * 127),
+    ("REDIS_URL", "redis://a..b"),
+    ("REDIS_URL", "rediss://.a:1/0"),
+    ("REDIS_URL", "rediss://h?ssl_cert_reqs=foo"),
+    ("REDIS_URL", "rediss://h?ssl_cert_reqs=none&ssl_cert_reqs=foo"),
+    ("REDIS_URL", "rediss://h?ssl%5Fcert_reqs=CERT_NONE"),
+    ("REDIS_URL", "redis://h?ssl_cert_reqs=none"),
+    ("REDIS_URL", "unix:///s?ssl_check_hostname=false"),
+    ("REDIS_URL", "rediss://h?ssl_min_version=TLSv1.2"),
+    ("REDIS_URL", "rediss://h?ssl_min_version=5"),
+    ("REDIS_URL", "redis://[1:2]:1"),
+    ("REDIS_HOST", "cache:6379"),
+    ("REDIS_HOST", "::1..2"),
+    ("REDIS_HOST", "fe80::1%a b"),
+    ("REDIS_HOST", "fe80::1%\n"),
+    ("REDIS_SENTINELS", "[::..]:1"),
     ("REDIS_SENTINEL_NAME", "my master"),
     ("REDIS_SENTINEL_NAME", "x" * 101),
     ("REDIS_SENTINEL_USERNAME", "a/b"),
@@ -51,6 +74,16 @@ def test_a_bad_value_is_one_error_that_shows_no_secret(name: str, text: str) -> 
     assert error.startswith(f"{name}=")
     assert "expected" in error
     assert CANARY not in error
+
+
+def test_names_and_addresses_of_hosts() -> None:
+    """What a resolver takes is taken: a dot at the end, an address of either kind, one with a zone."""
+    for host in ("localhost", "a", "a.b-c.d_e", "cache.example.", "10.0.0.1", "::1", "fe80::1%eth0", "::ffff:10.0.0.1"):
+        assert load([], {"REDIS_HOST": host}).redis.host == host
+    for url in ("redis://a.b.:1/0", "redis://[::1]:1", "redis://", "redis:///1", "rediss://a?ssl_min_version=772"):
+        assert load([], {"REDIS_URL": url}).redis.url == url
+    for text, place in (("a.b.:1", ("a.b.", 1)), ("[::1]", ("::1", 26379)), ("a" * 63, ("a" * 63, 26379))):
+        assert sentinels_of(text) == (place,)
 
 
 CONTRADICTIONS = [

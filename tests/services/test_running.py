@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from quantum_alloc.adapters.candles import Step
 from quantum_alloc.adapters.clock import SetClock
+from quantum_alloc.adapters.embedded import free_port
 from quantum_alloc.services import app
 from quantum_alloc.services.feed import Paced
 from quantum_alloc.services.options import load
+from tests.support.running import RUN, Service, until
 
 REWRITE_S = 10.0
 
@@ -57,6 +61,23 @@ def test_exhausted_descriptors_do_not_end_a_loop(systemd: socket.socket, monkeyp
         app.notify("WATCHDOG=1")
     app.notify("WATCHDOG=2")
     assert systemd.recv(64) == b"WATCHDOG=2"
+
+
+def test_a_service_with_a_closed_standard_error_runs(tmp_path: Path) -> None:
+    """Started with ``2>&-``, without a Redis, and watched: it goes on trying, answers its pages, and ends when told."""
+    watched = {"WATCHDOG_USEC": "30000000", "STATE_DIRECTORY": str(tmp_path)}
+    service = Service("regime", f"redis://127.0.0.1:{free_port()}", **watched)
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" 2>&-', "sh", *RUN, "regime"], env=service.environ)
+    try:
+        failed = 'quantum_alloc_cycles_total{outcome="store"}'
+        until(lambda: process.poll() is not None or service.metric(failed) >= 3, 30.0, "it tried")
+        assert process.poll() is None
+        assert service.get("/health")[0] == 200
+        process.terminate()
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -108,13 +108,14 @@ def test_a_unit_says_what_the_guarantees_need(unit: Unit) -> None:
 
 @EVERY
 def test_a_secret_is_a_credential_with_a_default(unit: Unit) -> None:
-    """Each credential is loaded from the secrets alone, and one whose file is missing fails no start."""
+    """Each credential is of the secrets, but for the settings, and one whose file is missing fails no start."""
     found = sections(units.unit_text(unit))["Service"]
     loaded = dict(value.split(":", 1) for value in found["LoadCredential"])
     assert loaded["redis-password"] == f"/etc/quantum/secrets/{unit.user}.redis-password"
     assert ("governor-signing-key" in loaded) == (unit.service in ("governor", "apply"))
-    assert all(path.startswith("/etc/quantum/secrets/") for path in loaded.values())
     assert found["SetCredential"] == [rf"{name}:\n" for name in loaded]
+    assert loaded.pop("settings") == f"/etc/quantum/{unit.env_file}"
+    assert all(path.startswith("/etc/quantum/secrets/") for path in loaded.values())
 
 
 @EVERY

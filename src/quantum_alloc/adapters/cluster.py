@@ -36,11 +36,11 @@ class Nodes(Asked):
         self.slot = int(cast(Any, key_slot)(tag.encode()))
         self._hint: Place | None = None
 
-    def told(self, message: str) -> None:
-        """Where a node sends us: the next thing that is tried."""
+    def told(self, message: str, by: Place) -> None:
+        """Where a node sends us: the next thing that is tried; where it names no host, its own is meant."""
         host, _, port = message.rpartition(" ")[2].rpartition(":")
         if port.isdigit() and 0 < int(port) <= 65535:
-            self._hint = (host.strip("[]") or self._seed[0], int(port))
+            self._hint = (by[0] if host in ("", "?") else host.strip("[]"), int(port))
 
     def _found(self) -> Place:
         hint, self._hint = self._hint, None

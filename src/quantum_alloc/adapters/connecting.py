@@ -6,6 +6,7 @@ are flat lists of bytes. Messages hold no secret.
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from quantum_alloc.adapters.codec import printable
+
 TIMEOUT_S = 0.2
 
 CONFIGURATION_CODES = frozenset({"NOAUTH", "WRONGPASS", "NOPERM"})
@@ -28,7 +31,10 @@ STORE_CODES = CONFIGURATION_CODES | {
 """Refusals that concern the server or our account, not one key."""
 CODES = STORE_CODES | {"unreachable", "timeout", "closed", "conflict", "journal", "tls", "evicting", "other"}
 """Every code a ``StoreError`` can carry: a closed set, safe as a metric label."""
+TLS_CLOSED = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+"""How TLS says that the other side has gone: full, restarted, or cut off; tried again, it may be there."""
 ADDRESS_HINT = "is it running, and is it what REDIS_URL, or REDIS_HOST and REDIS_PORT, name?"
+_QUOTED = re.compile(r"""['"`]|with args""")
 
 
 class StoreError(Exception):
@@ -67,7 +73,13 @@ def code_of(error: RedisError) -> str:
 
 
 def store_error(
-    error: Exception, where: str, *, opening: bool = False, tls: bool = False, hint: str = ADDRESS_HINT
+    error: Exception,
+    where: str,
+    *,
+    opening: bool = False,
+    tls: bool = False,
+    hint: str = ADDRESS_HINT,
+    secret: str | None = None,
 ) -> StoreError:
     """What a client's error is called.
 
@@ -77,6 +89,7 @@ def store_error(
         opening: whether the connection was being made.
         tls: whether it is one with TLS.
         hint: what to look at where nothing listens.
+        secret: what the server was told, and may say again.
     """
     if isinstance(error, StoreError):
         return error
@@ -91,32 +104,60 @@ def store_error(
         found = "WRONGPASS", f"{where} has no password set up for the default user and is given one: {way}"
     elif code in STORE_CODES:
         found = code, f"{where} answered {code}"
+    elif isinstance(error, ValueError):
+        found = "unreachable", f"{where} cannot be reached: there is no such name: {hint}"
     elif not isinstance(error, (RedisConnectionError, OSError)):
-        found = "other", f"{where}: {type(error).__name__}"
-    elif "onnecting to" in str(error) or "onnection refused" in str(error):
+        found = "other", f"{where}: {_words(error, secret)}"
+    elif _is_refused(error):
         found = "unreachable", f"{where} cannot be reached: {hint}"
-    elif opening and not tls:
-        why = "where it wants TLS, use rediss:// or REDIS_CA_FILE"
-        found = "closed", f"{where} closes a new connection before it answers: {why}"
     else:
-        found = "closed", f"{where}: {error}"
+        found = "closed", f"{where} {_why_closed(error, code, tls, secret)}" if opening else f"{where}: {error}"
     return StoreError(*found)
 
 
-def _tls_trouble(error: BaseException | None) -> str:
-    """Why TLS was not agreed upon; empty where that was not it."""
+def _is_refused(error: Exception) -> bool:
+    if isinstance(_tls_error(error), TLS_CLOSED):  # the client calls that connecting, too
+        return False
+    return "onnecting to" in str(error) or "onnection refused" in str(error)
+
+
+def _why_closed(error: Exception, code: str, tls: bool, secret: str | None) -> str:
+    """What became of a connection that was being made."""
+    if code == "ERR":
+        return f"refuses a new connection: {_words(error, secret)}"
+    if "writing to socket" in str(error):  # what it said, if anything, was not read any more
+        return "closes a new connection at once: has it room for more clients?"
+    if tls:
+        return "closes a new connection before it answers: is this its TLS port, and has it room for more clients?"
+    return "closes a new connection before it answers: where it wants TLS, use rediss:// or REDIS_CA_FILE"
+
+
+def _words(error: Exception, secret: str | None) -> str:
+    """What a server said, as far as no argument of a command can be in it: those are quoted."""
+    said = _QUOTED.split(str(error), maxsplit=1)[0].strip(" ,")
+    return type(error).__name__ if not said or (secret and secret in said) else printable(said, 120)
+
+
+def _tls_error(error: BaseException | None) -> ssl.SSLError | None:
+    """What TLS itself said, at the bottom of an error."""
     for _ in range(5):
-        if isinstance(error, ssl.SSLCertVerificationError):
-            why = error.verify_message.rstrip(".")
-            if "not valid for" in why:
-                return f"its TLS certificate is for another name: {why}: name the server as the certificate does"
-            return f"its TLS certificate is not trusted: {why}: is REDIS_CA_FILE the authority that signed it?"
-        if isinstance(error, ssl.SSLError) and error.reason:
-            return f"TLS is not agreed upon ({error.reason}): does this port speak TLS, and want no client certificate?"
-        if error is None:
-            return ""
+        if error is None or isinstance(error, ssl.SSLError):
+            return error
         error = error.__cause__ or error.__context__
-    return ""
+    return None
+
+
+def _tls_trouble(error: Exception) -> str:
+    """Why TLS was not agreed upon; empty where that was not it, or the connection was closed alone."""
+    found = _tls_error(error)
+    if isinstance(found, ssl.SSLCertVerificationError):
+        why = found.verify_message.rstrip(".")
+        if "not valid for" in why:
+            return f"its TLS certificate is for another name: {why}: name the server as the certificate does"
+        return f"its TLS certificate is not trusted: {why}: is REDIS_CA_FILE the authority that signed it?"
+    if found is None or isinstance(found, TLS_CLOSED) or not found.reason:
+        return ""
+    return f"TLS is not agreed upon ({found.reason}): does this port speak TLS, and want no client certificate?"
 
 
 def options_of(

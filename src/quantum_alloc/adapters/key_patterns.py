@@ -31,7 +31,7 @@ FIXED = (
 BY_SYMBOL = (
     "attribution", "bars", "budget", "efficiency", "last_exec", "ledger", "market", "position", "proposed", "target",
 )  # fmt: skip
-BY_ID = ("block", "permit", "stress", "tombstone")
+BY_ID = ("block", "ops_head_of", "permit", "stress", "tombstone")
 IN_SHADOW = ("attribution", "efficiency", "proposed", "target")
 """Hashes that exist in the shadow lane too; there their names begin with ``shadow_``."""
 STREAMS: Mapping[str, str] = {

@@ -152,6 +152,10 @@ class Keys:
     book = property(lambda self: self.key("governor", "book"))
     events = property(lambda self: self.stream("governor.events"))
 
+    def ops_head_of(self, name: str) -> str:
+        """Head of the OPS ledger that a governor began in a state directory of its own."""
+        return self.key("ops", "head", name)
+
     def ledger(self, symbol: str) -> str:
         """Hash of a symbol's permits."""
         return self.key("governor", "ledger", symbol)

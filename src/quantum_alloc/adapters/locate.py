@@ -1,9 +1,9 @@
 """Where the primary is: asked of sentinels, or of the nodes of a cluster (``adapters.cluster``).
 
 Everybody is asked at once, and nobody is waited for longer than one time-out: servers that are dead or hang cost no
-more than that, however many they are. Of sentinels that do not agree the newest configuration is believed, of nodes
-the most. Who is found is asked for its role before it is used (the store does that), so that what was true a moment ago
-harms nobody.
+more than that, however many they are. Of sentinels that do not agree the newest configuration is believed, of equally
+new ones and of nodes the most. Who is found is asked for its role before it is used (the store does that), so that what
+was true a moment ago harms nobody.
 
 The client's own sentinel support asks one after the other, takes the first answer and does not ask for the role; its
 cluster support keeps a connection to every node and follows every key. All keys of an installation are in one slot, so
@@ -13,6 +13,7 @@ one connection is enough. Its connections, with their login and TLS, are what is
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
@@ -46,8 +47,8 @@ class Locator(Protocol):
     def moved(self) -> Place | None:
         """Another look, when it is due: where the primary is now; None where that is not known, or not asked."""
 
-    def told(self, message: str) -> None:
-        """A server has said where to go (MOVED)."""
+    def told(self, message: str, by: Place) -> None:
+        """A server has said where to go (MOVED), and which one it was."""
 
     def close(self) -> None:
         """Close its connections."""
@@ -79,7 +80,7 @@ class _Peer:
                 if not is_used:
                     raise
                 answers.put((self, self._replies(commands)))  # it was started again since
-        except (RedisError, OSError) as error:
+        except (RedisError, OSError, ValueError) as error:  # ValueError: of a name that no resolver takes
             self._connection.disconnect()
             answers.put((self, error))
         finally:
@@ -143,8 +144,8 @@ class Asked:
 
     def _nobody(self, bad: Sequence[Exception]) -> StoreError:
         """Why nothing was found out."""
-        tls = is_tls(self._options)
-        found = [store_error(e, self._what, opening=True, tls=tls, hint="does any of them run?") for e in bad]
+        tls, secret, hint = is_tls(self._options), self._options.get("password"), "does any of them run?"
+        found = [store_error(e, self._what, opening=True, tls=tls, hint=hint, secret=secret) for e in bad]
         found.sort(key=lambda e: (not e.is_configuration, e.code == "unreachable", e.code))
         return found[0] if found else StoreError("timeout", f"no answer from {self._what}")
 
@@ -157,7 +158,7 @@ class Asked:
         """Nothing: a node that has lost the slot says so by itself."""
         return None
 
-    def told(self, message: str) -> None:
+    def told(self, message: str, by: Place) -> None:
         """Sentinels redirect nobody."""
 
     def _found(self) -> Place:
@@ -187,6 +188,7 @@ class Sentinels(Asked):
         super().__init__(places, {k: v for k, v in options.items() if k != "db"}, what, timeout_s)
         self._name = name
         self._epoch = self._held = -1
+        self._is_agreed = False
 
     def find(self) -> Place:
         """Where the primary is; what is newer than this counts from now on."""
@@ -195,7 +197,11 @@ class Sentinels(Asked):
         return found
 
     def moved(self) -> Place | None:
-        """Where it is by a newer configuration than the known one; a sentinel that was away tells an older one."""
+        """Where it is by a newer configuration than the known one, or by what most of the sentinels say.
+
+        One that was away tells an older one, and so do those that have not heard of a failover yet; where they were
+        given another primary by hand (REMOVE and MONITOR) all of them begin with the epoch 0 again.
+        """
         if time.monotonic() < self._due:
             return None
         try:
@@ -203,15 +209,16 @@ class Sentinels(Asked):
         except StoreError:
             self._due = time.monotonic() + LOOK_AGAIN_S
             return None
-        return found if self._epoch > self._held else None
+        return found if self._epoch > self._held or self._is_agreed else None
 
     def _found(self) -> Place:
         good, bad = self._ask(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name), ("SENTINEL", "MASTER", self._name))
         claims = [claim for _, replies in good if (claim := _claim(replies)) is not None]
         if claims:
-            epoch, place = max(claims)
+            votes = Counter(place for _, place in claims)
+            epoch, place = max(claims, key=lambda claim: (claim[0], votes[claim[1]], claim[1]))
             if epoch >= self._held or 2 * len(claims) > len(self._peers):  # else they may all have been away
-                self._epoch = epoch
+                self._epoch, self._is_agreed = epoch, 2 * votes[place] > len(self._peers)
                 return place
             raise StoreError("unreachable", "the sentinels that answer know an older configuration than this service")
         refused = [r for _, replies in good for r in replies if isinstance(r, ResponseError)]

@@ -210,7 +210,7 @@ APPLY = (
     Row("quantum_alloc_fills_elsewhere_total", "counter", "Fills of permits that the account did not use: an alarm."),
     Row("quantum_alloc_permit_events_missed_total", "counter", "Governor's events gone before they were read."),
     Row("quantum_alloc_permit_events_odd_total", "counter", "PERMIT events of a time that has not come: left out."),
-    Row("quantum_alloc_account_writes_lost_total", "counter", "Acknowledged writes that the server lost: an alarm."),
+    Row("quantum_alloc_account_writes_lost_total", "counter", "Writes that a server lost, or may have: an alarm."),
     Row("quantum_alloc_fills_above_permit_total", "counter", "Fills of more than their permit had left: an alarm."),
     Row("quantum_alloc_kill_state", "gauge", "1 for what the kill switch says, its latch included.", ("state",)),
 )

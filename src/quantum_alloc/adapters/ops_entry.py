@@ -22,7 +22,7 @@ OUTCOMES = ("SUCCESS", "PARTIAL", "ROLLBACK")
 TEXT_LIMIT = 4_000
 LINE_LIMIT_BYTES = 65_536
 NO_HASH = "0" * 64
-"""What the first entry has for the hash of the entry before it."""
+"""What the first entry has for the hash of the entry before it; in a ledger with a name, the name's hash."""
 _ID = re.compile(r"OPS-[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9]{3,9}")
 _LATEST = 253_402_300_799.0
 """The last second of the year 9999."""
@@ -149,13 +149,14 @@ def _iso(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def make(operation: Operation, before: Sequence[Entry], now: float) -> Entry:
+def make(operation: Operation, before: Sequence[Entry], now: float, first: str = NO_HASH) -> Entry:
     """The entry of an operation.
 
     Args:
         operation: what was done.
         before: the entries so far.
         now: when it was finished, unix seconds.
+        first: what the first entry has for the hash of the entry before it.
 
     Raises:
         LedgerError: it is too long, or undoes an operation that is not in the ledger.
@@ -172,7 +173,7 @@ def make(operation: Operation, before: Sequence[Entry], now: float) -> Entry:
         "started": finished if operation.started is None else _iso(operation.started),
         "finished": finished,
     }
-    values["previous"] = before[-1].hash if before else NO_HASH
+    values["previous"] = before[-1].hash if before else first
     values["hash"] = _hash(values)
     line = canonical(values) + b"\n"
     if len(line) > LINE_LIMIT_BYTES:

@@ -1,7 +1,7 @@
 """The OPS ledger: who did what to the system and why, as a chain of JSON lines that can only grow.
 
     ops-ledger.jsonl    one entry a line, each with the hash of the entry before it
-    ops-head.json       how many entries there are, and the last one's hash; as ``quantum:ops:head`` in Redis
+    ops-head.json       how many entries there are, and the last one's hash; in Redis too, as ``quantum:ops:head``
     ops-pending.json    the entry that is being appended
     ops-ledger.lock     held for a whole append
 
@@ -11,6 +11,11 @@ each step is on disk before the next begins. Step 2 is where two machines with o
 before it has written a line. After a crash the pending entry tells an unfinished append from tampering: the next append
 finishes it, with the same bytes, before it makes its own. Without one, file and head file agree, or someone changed
 them. Redis may know nothing (flushed) or less (set back), but nothing else.
+
+Each ledger has a head of its own in Redis. One that a governor began has its name in the head file, and its head is
+``quantum:ops:head:NAME``: a governor whose state directory is its own never meets the operator's ledger. Whoever
+appends to a directory goes on with the ledger that is there, so that several on one directory share one. Redis must
+hold no head of a governor that keeps its state here, but the ledger's: it would be of a ledger that was taken away.
 
 A chain proves nothing against someone who writes all of file, head file and Redis anew.
 Source: the project's contract, "OPS ledger".
@@ -25,17 +30,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from quantum_alloc.adapters.effects import HashReplace
+from quantum_alloc.adapters.effects import Command, HashReplace
 from quantum_alloc.adapters.keys import LIVE, Keys
 from quantum_alloc.adapters.ops_chain import (
     FILE,
     HEAD_FILE,
-    NO_HEAD,
     PENDING_FILE,
     Head,
     Look,
     against,
+    is_name,
     look_at,
+    no_head,
 )
 from quantum_alloc.adapters.ops_entry import Entry, LedgerError, Operation, make, read_line
 from quantum_alloc.adapters.store import STORE_CODES, Store, StoreError
@@ -44,6 +50,8 @@ __all__ = ["Entry", "Head", "LedgerError", "Operation", "OpsLedger", "Unsound"]
 
 LOCK_FILE = "ops-ledger.lock"
 LOCK_WAIT_S = 10.0
+KNOWN = ".known"
+"""What the file of each governor that keeps its state in the directory ends in."""
 NOT_DONE = STORE_CODES | {"conflict"}
 """Failures after which Redis has certainly not taken the new head; after the others nobody knows."""
 
@@ -55,16 +63,18 @@ class Unsound(LedgerError):
 class OpsLedger:
     """The ledger of one directory and one Redis."""
 
-    def __init__(self, directory: Path, store: Store, keys: Keys = LIVE) -> None:
+    def __init__(self, directory: Path, store: Store, keys: Keys = LIVE, consumer: str = "") -> None:
         """Prepare; nothing is read, sent or created yet.
 
         Args:
             directory: where its files are.
             store: where its head is kept too.
             keys: the names.
+            consumer: the name of the governor that appends; empty for anybody else.
         """
         self._directory = directory
-        self._head_key = keys.ops_head
+        self._keys = keys
+        self._own = f"governor-{consumer}" if consumer else ""
         self._store = store
 
     def append(self, operation: Operation, now: float) -> Entry:
@@ -90,7 +100,7 @@ class OpsLedger:
                 if look.pending is not None:
                     self._finish(look, look.pending)
                     look = self._sound()
-                entry = make(operation, [e for e in look.entries if e], now)
+                entry = make(operation, [e for e in look.entries if e], now, no_head(look.name).head)
                 self._finish(look, entry)
                 return entry
         except OSError as error:
@@ -114,7 +124,7 @@ class OpsLedger:
         """
         with self._locked(fcntl.LOCK_SH):
             look = self._look()
-            return [*look.findings, *against(look, self._known(), self._head_key)]
+            return [*look.findings, *self._against(look)]
 
     def verify_files(self) -> list[str]:
         """What is wrong with the files: one sentence each.
@@ -126,7 +136,7 @@ class OpsLedger:
             return list(self._look().findings)
 
     def _look(self) -> Look:
-        return look_at(self._read(FILE) or b"", self._read(HEAD_FILE), self._read(PENDING_FILE))
+        return look_at(self._read(FILE) or b"", self._read(HEAD_FILE), self._read(PENDING_FILE), self._own)
 
     def _sound(self) -> Look:
         look = self._look()
@@ -138,18 +148,33 @@ class OpsLedger:
             told = "Nothing was recorded: `quantum-alloc ledger verify` tells all that is wrong."
             raise Unsound(f"{findings[0]} {told}")
 
-    def _known(self, *before: tuple[str, ...]) -> object:
-        return self._store.read([*before, ("HMGET", self._head_key, "count", "head", "ts")])[-1]
+    def _key(self, name: str) -> str:
+        return self._keys.ops_head_of(name) if name else self._keys.ops_head
+
+    def _query(self, name: str) -> Command:
+        return ("HMGET", self._key(name), "count", "head", "ts")
+
+    def _against(self, look: Look, *before: Command) -> list[str]:
+        """What is wrong between the files and the heads in Redis; ``before`` an append, what to send before."""
+        here = {p.name.removesuffix(KNOWN) for p in self._directory.glob(f"governor-*{KNOWN}")}
+        others = sorted({n for n in (*here, self._own) if is_name(n)} - {look.name})
+        told = self._store.read([*before, *map(self._query, (look.name, *others))])[len(before) :]
+        begins_with_a_governor = not look.head and others and not before
+        findings = [] if begins_with_a_governor else against(look, told[0], self._key(look.name))
+        for name, reply in zip(others, told[1:], strict=True):
+            if reply != [None, None, None]:
+                why = "it was taken away, or put into another directory"
+                findings.append(f"{self._key(name)} in Redis is the head of a ledger that is not here any more: {why}.")
+        return findings
 
     def _finish(self, look: Look, entry: Entry) -> None:
         """All steps of one entry; those that an earlier append has done are done again, to the same end."""
-        known = self._known(("UNWATCH",), ("WATCH", self._head_key))
-        self._refuse(against(look, known, self._head_key))
+        self._refuse(self._against(look, ("UNWATCH",), ("WATCH", self._key(look.name))))
         if not look.head:
-            self._save(HEAD_FILE, NO_HEAD.line())  # from now on a missing one is a finding
+            self._save(HEAD_FILE, no_head(look.name).line())  # from now on a missing one is a finding
         if look.pending is None:
             self._save(PENDING_FILE, entry.line)
-        head = Head(len(look.entries) + 1, entry.hash, entry.finished)
+        head = Head(len(look.entries) + 1, entry.hash, entry.finished, look.name)
         self._reserve(head, entry, fresh=look.pending is None)
         try:
             with (self._directory / FILE).open("ab") as file:
@@ -168,7 +193,7 @@ class OpsLedger:
     def _reserve(self, head: Head, entry: Entry, *, fresh: bool) -> None:
         """Redis' head becomes this one, if it is still what it was when it was watched."""
         try:
-            self._store.apply([(HashReplace(self._head_key, head.fields()),)])
+            self._store.apply([(HashReplace(self._key(head.name), head.fields()),)])
         except StoreError as error:
             if self._is_reserved(head):
                 return
@@ -177,12 +202,13 @@ class OpsLedger:
             (self._directory / PENDING_FILE).unlink()
             if error.code == "conflict":
                 why = "another ledger with the same Redis appended in the meantime, or the connection broke"
-                raise Unsound(f"{self._head_key} was not moved: {why}. Nothing was recorded: try again.") from None
+                told = f"{self._key(head.name)} was not moved: {why}. Nothing was recorded: try again."
+                raise Unsound(told) from None
             raise
 
     def _is_reserved(self, head: Head) -> bool:
         try:
-            return self._known() == [text.encode() for text in head.fields().values()]
+            return self._store.read([self._query(head.name)])[0] == [text.encode() for text in head.fields().values()]
         except StoreError:
             return False
 

@@ -172,7 +172,7 @@ USERS: Mapping[str, User] = {
         "P3.2, permits",
         reads="budget efficiency market portfolio position rearm shadow_efficiency target violations",
         writes="block dead_plans events last_exec permit",
-        both="book epoch kill latch ledger ops_head plans tombstone",
+        both="book epoch kill latch ledger ops_head ops_head_of plans tombstone",
         scripts="block book dead_plans epoch events kill last_exec latch ledger permit plans rearm tombstone",
         commands=f"{_TRANSACTION} del exists expire get hdel hexists hget hgetall hincrby hmget hset hsetnx set time "
         "type unwatch watch xack xadd xautoclaim xgroup|create xinfo|consumers xinfo|groups xinfo|stream xpending "
@@ -181,8 +181,8 @@ USERS: Mapping[str, User] = {
     "operator": _user(
         "the commands that change something: kill, rearm, clear-targets, inject, ledger",
         reads=EVERYTHING,
-        writes="attribution efficiency events executions kill latch market ops_head plans portfolio position rearm "
-        "regimes shadow_attribution shadow_efficiency target transfers",
+        writes="attribution efficiency events executions kill latch market ops_head ops_head_of plans portfolio "
+        "position rearm regimes shadow_attribution shadow_efficiency target transfers",
         scripts="events latch rearm",
         commands=f"{_TRANSACTION} {_SYMBOLS} del expire get hget hgetall hlen hmget hset set time ttl type "
         "unwatch watch xadd xrange xrevrange",

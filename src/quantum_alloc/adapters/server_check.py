@@ -10,7 +10,10 @@ without anybody asking the services. Only ``noeviction`` never evicts, so every 
 
 INFO tells all of it and shows no secret; CONFIG GET would show passwords, so no service has the right to it. It is only
 asked where INFO is refused or lacks the policy. The server is looked at before the first cycle, before each cycle after
-one that failed, before the next cycle once there is a new connection (it may be another server), and every minute.
+one that failed, and once there is a new connection (it may be another server), before a cycle's outputs are written. On
+a connection that is held it is looked at every 5 s by who enforces, every minute by the others: so long may go by after
+somebody has changed the policy. A look is one INFO, a reply of 3.5 kB: 0.2 ms of a service, 12 us of the server. Twelve
+services that look every 5 s take 0.003 % of the server's time.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store, StoreError
 
 LOOK_EVERY_S = 60.0
+GUARD_EVERY_S = 5.0
+"""So often on a connection that is held: by those that warn, and by those that refuse."""
 GUARDING = frozenset({"enforce", "production"})
 """Modes in which others act on what a service writes."""
 NO_EVICTION = "noeviction"
@@ -186,6 +191,7 @@ class ServerCheck:
         """
         self._store, self._metrics, self._tell = store, metrics, tell
         self._guards = mode in GUARDING
+        self._every_s = GUARD_EVERY_S if self._guards else LOOK_EVERY_S
         self._connection = -1
         self._due = 0.0
         self._told: frozenset[Lack] = frozenset()
@@ -212,7 +218,7 @@ class ServerCheck:
         self._told = frozenset(verdict.lacks)
         if verdict.refuses:
             raise StoreError("evicting", f"{self._store.shown}: {verdict.refuses}")
-        self._connection, self._due = self._store.connections, time.monotonic() + LOOK_EVERY_S
+        self._connection, self._due = self._store.connections, time.monotonic() + self._every_s
 
 
 class Once:

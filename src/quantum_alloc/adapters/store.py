@@ -3,8 +3,8 @@
 - A batch is packed beforehand, sent in chunks with two in flight, and answered as a list; no command waits for another.
 - Time-outs are 200 ms. A read is tried once more on a fresh connection when the old one turned out to be closed; a
   write is never sent twice.
-- What a WATCH guards is lost with its connection: until the next EXEC, a batch that would go out on another one is
-  refused as a conflict.
+- What a WATCH guards is lost with its connection: until the next EXEC or UNWATCH, or a cycle that writes nothing, a
+  batch that would go out on another one is refused as a conflict, and so is one that would be sent again.
 - A server's refusal of one key (WRONGTYPE) is a ``Failed`` reply; a refusal that concerns every key (LOADING, OOM,
   NOAUTH and their like), and every trouble of the connection, is a ``StoreError``.
 
@@ -125,11 +125,14 @@ class Store:
         """
         if not commands:
             return []
+        watched = self._watching is not None
         try:
             return self._batch(commands, wait_s=wait_s)
         except StoreError as error:
             if error.code not in ("closed", "MOVED") or (error.code == "MOVED" and self._locator is None):
                 raise
+            if watched and not any(command[0] in ("WATCH", "UNWATCH") for command in commands):
+                raise self._unguarded() from None
         return self._batch(commands, wait_s=wait_s)
 
     def apply(self, groups: Sequence[Group]) -> list[tuple[str, Failed]]:
@@ -149,6 +152,7 @@ class Store:
             commands = [c for effect in group for c in effect.commands()]
             if commands:
                 refused += self._transaction(commands)
+        self._watching = None  # also where there was nothing to write: what was read is not acted upon any more
         return refused
 
     @property
@@ -226,16 +230,23 @@ class Store:
             )
         return outcome
 
+    def _unguarded(self) -> StoreError:
+        """What was read under a WATCH may have changed unseen."""
+        return StoreError("conflict", f"{self.shown}: the connection that watched the state is gone")
+
     def _batch(self, commands: Sequence[Command], *, guarded: bool = False, wait_s: float = 0.0) -> list[Reply]:
+        if commands[0][0] == "UNWATCH":
+            self._watching = None
         try:
             if self._locator is not None:
                 self._settle(self._locator)
             connection: Any = self._pool.get_connection()
-        except (StoreError, RedisError, OSError) as error:
+        except (StoreError, RedisError, OSError, ValueError) as error:  # ValueError: of a name that no resolver takes
             self._watching = None
             self._leave()
             hint = ADDRESS_HINT if self._locator is None else "it may have failed just now, and another takes its place"
-            raise store_error(error, self._where, opening=True, tls=is_tls(self._options), hint=hint) from None
+            tls, secret = is_tls(self._options), self._options.get("password")
+            raise store_error(error, self._where, opening=True, tls=tls, hint=hint, secret=secret) from None
         connection.register_connect_callback(self._connected)
         if self._only not in (None, self._connects):
             self._pool.release(connection)
@@ -245,7 +256,7 @@ class Store:
         if self._watching not in (None, here) and not watches:
             self._watching = None
             self._pool.release(connection)
-            raise StoreError("conflict", f"{self.shown}: the connection that watched the state is gone")
+            raise self._unguarded()
         self._watching = here if watches else None if commands[-1][0] == "EXEC" else self._watching
         return self._exchange(connection, commands, guarded, wait_s)
 
@@ -275,8 +286,8 @@ class Store:
         """Let go of a server that may be the primary no more."""
         if self._locator is None:
             return
-        if message:
-            self._locator.told(message)
+        if message and self._place is not None:
+            self._locator.told(message, self._place)
         if self._pool is not None:
             self._pool.disconnect()
             self._pool = None

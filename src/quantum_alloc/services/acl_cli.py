@@ -1,11 +1,15 @@
 """``quantum-alloc config acl`` and ``config redis``: the rights of each user, and the settings that the server needs.
 
     config acl [SERVICE...] [--shadow] [--format file|commands] [--passwords DIR]
+    config acl --to FILE [--shadow] [--passwords DIR]    the file of users: replaced as a whole, or left as it is
     config redis                                    what to put into redis.conf
 
 The rights come from one table; the settings say how keys are called and whether the feed holds the paper book. Without
 names the whole file of users is printed, with the default user off and users for the server's own care. A password is
 never printed: its SHA-256 is. A user without a password file cannot log in until somebody sets a password.
+
+A server that loads an empty file of users lets everybody in. The shell has emptied the file that its output goes to
+before the command begins, so that one that fails prints the default user, off.
 """
 
 from __future__ import annotations
@@ -14,11 +18,13 @@ import argparse
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TextIO
 
 from quantum_alloc.adapters.key_patterns import Names
 from quantum_alloc.adapters.rights import USERS, Rules, user_of
+from quantum_alloc.services.disk import put_secret
 from quantum_alloc.services.options import (
     GROUPS,
     ApplyOptions,
@@ -34,7 +40,7 @@ from quantum_alloc.services.redis_address import database_of
 from quantum_alloc.services.redis_options import CREDENTIAL
 from quantum_alloc.services.settings import SettingsError
 
-DONE, USAGE, BAD_SETTINGS = 0, 2, 78
+DONE, NOT_WRITTEN, USAGE, BAD_SETTINGS = 0, 1, 2, 78
 NOBODY = "resetpass"
 """In the place of a password: a user without one, and without ``nopass``, cannot log in."""
 DEFAULT_OFF = "off resetpass resetkeys resetchannels sanitize-payload -@all"
@@ -58,8 +64,8 @@ maxmemory-policy noeviction
 
 # Every write is kept on disk. everysec: a crash of the machine loses a second at most, of which the governor's journal
 # puts the permits back, and a write does not wait for the disk. With always each permit would.
-# A server that holds data must be switched while it runs, CONFIG SET appendonly yes, and restarted when INFO persistence
-# says aof_rewrite_in_progress:0. One that starts with this line and no append-only file starts EMPTY.
+# A server that holds data: CONFIG SET appendonly yes while it runs, and restart it when INFO persistence says
+# aof_rewrite_in_progress:0. One that starts with this line and no append-only file starts EMPTY.
 appendonly yes
 appendfsync everysec
 
@@ -83,6 +89,9 @@ def add_parsers(commands: Any) -> None:
     acl.add_argument("--format", choices=("file", "commands"), default="file", help="lines of the file (file)")
     acl.add_argument(
         "--passwords", type=Path, metavar="DIR", help=f"where the passwords are, in files qa-SERVICE.{CREDENTIAL}"
+    )
+    acl.add_argument(
+        "--to", type=Path, metavar="FILE", help="replace this file, for its owner alone; left as it is on a failure"
     )
     acl.set_defaults(handler=acl_file)
 
@@ -186,36 +195,61 @@ def read_passwords(directory: Path, users: Sequence[str]) -> dict[str, str]:
 def acl_file(
     args: argparse.Namespace, environ: Mapping[str, str], out: TextIO | None = None, err: TextIO | None = None
 ) -> int:
-    """Print the users and their rights.
+    """Print the users and their rights, or put them into a file.
 
     Args:
-        args: ``names``, ``shadow``, ``format`` and ``passwords``.
+        args: ``names``, ``shadow``, ``format``, ``passwords`` and ``to``.
         environ: the environment.
         out: where they go; None for standard output.
         err: where errors go; None for standard error.
 
     Returns:
-        0, 2 for a name that is no user's, 78 where settings or passwords cannot be used.
+        0, 1 where the file cannot be written, 2 for a mistake in the command, 78 where settings or passwords cannot be
+        used.
     """
+    told, code = "", USAGE
     strange = [name for name in args.names if name not in USERS]
+    users = [user_of(n) for n in args.names or USERS] + ([] if args.names else list(SERVER_USERS))
+    passwords: dict[str, str] = {}
+    text = ""
     if strange:
         told = f"{strange[0]!r} has no user: there are {', '.join(USERS)}"
+    elif args.to is not None and (args.names or args.format == "commands"):
+        told = "--to writes the whole file of users: leave SERVICE and --format commands out"
+    else:
+        try:
+            rules = rules_of(load(list(GROUPS), environ, together=False), enforces=not args.shadow)
+            passwords = {} if args.passwords is None else read_passwords(args.passwords, users)
+            text = "".join(f"{line}\n" for line in lines(rules, args.names, passwords, args.format))
+            if args.to is not None:
+                put_secret(args.to, text)
+        except SettingsError as error:
+            told, code = f"the settings cannot be used:\n{error}", BAD_SETTINGS
+        except OSError as error:
+            told, code = f"{str(args.to)!r} cannot be written: {error.strerror}", NOT_WRITTEN
+    if told:
         print(f"quantum-alloc: {told}", file=err or sys.stderr)
-        return USAGE
-    users = [user_of(n) for n in args.names or USERS] + ([] if args.names else list(SERVER_USERS))
-    try:
-        rules = rules_of(load(list(GROUPS), environ, together=False), enforces=not args.shadow)
-        passwords = {} if args.passwords is None else read_passwords(args.passwords, users)
-    except SettingsError as error:
-        print(f"quantum-alloc: the settings cannot be used:\n{error}", file=err or sys.stderr)
-        return BAD_SETTINGS
-    for line in lines(rules, args.names, passwords, args.format):
-        print(line, file=out)
+        if args.to is None and args.format == "file":
+            print(f"user default {DEFAULT_OFF}", file=out)
+        return code
+    if args.to is None:
+        print(text, end="", file=out)
     without = [user for user in users if user not in passwords]
     if without and args.passwords is not None:
-        text = f"{', '.join(without)} cannot log in: {args.passwords} holds no password of theirs"
-        print(f"quantum-alloc: {text}", file=err or sys.stderr)
+        lacking = f"{', '.join(without)} cannot log in: {args.passwords} holds no password of theirs"
+        print(f"quantum-alloc: {lacking}", file=err or sys.stderr)
     return DONE
+
+
+def shut(words: Sequence[str], out: TextIO | None = None) -> None:
+    """Print the default user, off, for a ``config acl`` that failed before it began.
+
+    Args:
+        words: of the command; those of any other are passed over.
+        out: where it goes; None for standard output.
+    """
+    if ("config", "acl") in pairwise(words):
+        print(f"user default {DEFAULT_OFF}", file=out)
 
 
 def redis_conf(

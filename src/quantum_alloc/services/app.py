@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -519,7 +520,7 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
         for thread in threads:
             thread.start()
         watched_us = os.environ.get("WATCHDOG_USEC", "")
-        if watched_us:
+        if watched_us and sys.stderr is not None:
             faulthandler.enable()  # the watchdog's SIGABRT then tells where every thread was
         notify("READY=1" + alive.patience(watched_us))
         stop.wait()

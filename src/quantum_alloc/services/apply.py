@@ -38,7 +38,7 @@ from quantum_alloc.core.limits import US
 from quantum_alloc.core.reading import Fresh
 from quantum_alloc.core.reconcile import Stage
 from quantum_alloc.services.apply_account import PAGE, Entries, Made, Seen, Set, effects, entries_of, step_account
-from quantum_alloc.services.apply_lost import Acknowledged
+from quantum_alloc.services.apply_lost import Memory
 from quantum_alloc.services.logs import NAMED, Case, Fields, changed, few, say
 from quantum_alloc.services.loop import Cycle, Told
 
@@ -83,7 +83,7 @@ class Applier:
         self._has_held = self._is_negative = False
         self._spoiled: dict[str, float] = {}
         self._said: set[str] = set()
-        self._acknowledged = Acknowledged()
+        self._memory = Memory(store, metrics)
         self._written_again: frozenset[str] = frozenset()
         self._kill = Kill.OFF
 
@@ -95,12 +95,13 @@ class Applier:
         opened: aw.Account | None = None  # once: where it begins to read must not move while it is looked for
         for _ in range(3):
             head = self._head()
+            connection = self._store.connections  # what is read on another one may be another server's
             now_us = self._now_us(head[0])
             loaded = aw.decode_state(head[3])
             if loaded.trouble:
                 key = self._set.names.apply_state
                 raise StoreError("other", f"the account {key} cannot be read: {loaded.trouble}: mend it, or delete it")
-            self._look_back(0 if loaded.account is None else loaded.account.revision, now_us)
+            self._memory.look(loaded.account, now_us, connection)
             self._has_held = self._has_held or loaded.account is not None
             account = loaded.account or opened
             if account is None:
@@ -110,22 +111,9 @@ class Applier:
                 told = ", ".join(account.streams)
                 raise StoreError("other", f"the account {key} follows {told}: name these streams, or delete it")
             if dict(account.positions) == self._positions:
-                return self._seen(head, loaded, account, now_us)
+                return self._seen(head, loaded, account, now_us, connection)
             self._positions = dict(account.positions)
         raise StoreError("conflict", "another apply layer writes the same account: does the service run twice?")
-
-    def _look_back(self, revision: int, now_us: int) -> None:
-        """Say what a server has lost of what it had acknowledged; it cannot be had back."""
-        lost = self._acknowledged.look(revision, now_us)
-        if lost is None:
-            return
-        self._metrics.add("quantum_alloc_account_writes_lost_total", amount=lost.writes)
-        if not revision:
-            return  # that the account is gone is told where another is opened
-        filled = ", ".join(few(list(lost.plan_ids))) or "none"
-        why = f"the server has lost the last {lost.writes} writes of the account, by a failover or a restore"
-        text = f"{why}: plans whose permits were used up in them: {filled}; these are not filled again"
-        say(log, logging.ERROR, "account", text, {"count": lost.writes})
 
     def _wait(self) -> None:
         """Where nothing is to be done, until an event comes or the marks are due."""
@@ -199,7 +187,9 @@ class Applier:
         back_s = aw.PERMIT_LIFE_S + aw.LIFE_SLACK_S if name == "events" else 0
         return f"{max(0, now_us // 1000 - back_s * 1000)}-0"
 
-    def _seen(self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int) -> Seen:
+    def _seen(
+        self, head: Sequence[Reply], loaded: aw.Loaded, account: aw.Account, now_us: int, connection: int
+    ) -> Seen:
         s, k = self._set, self._set.names
         entries = (
             entries_of(head[HEAD:], self._set.streams, now_us, aw.ever_added(head[6]))
@@ -232,10 +222,9 @@ class Applier:
         states.update(("market", price.state) for price in prices.values())
         revision = loaded.texts.get("_rev", "")
         simulated_us = None if s.simulated is None else now_us
-        barred = self._acknowledged.barred
-        basis = consume.Basis(
-            gw.seen_kill(head[1]), gw.seen_latch(head[2]), revision, now_us, self._store.connections, simulated_us
-        )
+        barred = self._memory.barred
+        kill_seen, latch_seen = gw.seen_kill(head[1]), gw.seen_latch(head[2])
+        basis = consume.Basis(kill_seen, latch_seen, revision, now_us, connection, simulated_us)
         return Seen(
             now_us, basis, kill, loaded, account, entries,
             frozenset(waiting),
@@ -265,8 +254,7 @@ class Applier:
             self._spoiled = {key: until for key, until in self._spoiled.items() if now_s < until}
             writes = [e for e in effects(seen, made, self._set) if e.key not in self._spoiled]
             keys, args = consume.call(taken, writes, seen.basis, self._set.names)
-            reply = self._store.run(consume.CONSUME, keys, args, seen.basis.connection)
-            self._refused, spoiled = consume.answered(reply, self._store.shown)
+            self._refused, spoiled = self._memory.run(keys, args, seen, made)
             if spoiled:
                 self._leave_out(spoiled)
             elif self._said and not self._refused:
@@ -274,7 +262,6 @@ class Applier:
         if not self._refused:
             self._positions = dict(made.account.positions)
             if made.is_write:
-                self._acknowledged.note(made.account.revision, made.ended, seen.now_us)
                 self._marked_us = seen.now_us
                 self._idle_until = time.monotonic() + self._set.mark_every_s
         # what was just reported is read at once, so that it is reconciled

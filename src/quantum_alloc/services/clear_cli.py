@@ -9,8 +9,9 @@ Nothing else that enforce has written outlives its mode with an effect of its ow
 that its mode is shadow within a cycle, and gate 0 looks at none older than 60 s; an attribution or an efficiency ages
 out by itself, and neither blocks anything.
 
-Exit codes: 0 done, or nothing there; 1 done, but not written down, or allocation still enforces and writes them again;
-2 a mistake in the command; 69 Redis does not answer; 78 a mistake in the settings.
+Exit codes: 0 done, or nothing there; 1 done, but not written down, or some were left out, or allocation still enforces
+and writes them again; 2 a mistake in the command; 69 Redis does not answer, and what may be gone is written down as
+PARTIAL; 78 a mistake in the settings.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantum_alloc.adapters import governor_wire as gw
-from quantum_alloc.adapters import wire
+from quantum_alloc.adapters import ops_ledger, wire
 from quantum_alloc.adapters.effects import Command, Delete, in_groups
 from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.ops_entry import LedgerError
@@ -38,6 +39,8 @@ from quantum_alloc.services.trial_cli import symbol
 DONE, NOT_WHOLE = 0, 1
 MOST_TARGETS = 100_000
 AT_ONCE = 500
+NOT_DONE = ops_ledger.NOT_DONE | {"unreachable"}
+"""Failures after which nothing of a group is deleted for certain; after the others nobody knows."""
 NAMED = 10
 """So many symbols are named to a person; all of them in JSON."""
 NAMED_IN_LEDGER = 100
@@ -108,7 +111,7 @@ def find(store: Store, keys: Keys, named: Sequence[str]) -> Found:
     if not names:
         universe = Universe(keys, (keys.target(""),), (), MOST_TARGETS)
         universe.whole = True
-        symbols = universe.find(store, store.read(universe.query), now_us / US)
+        symbols = universe.find(store, [0], now_us / US)  # as with an empty universe: by the scan alone
         if not symbols.complete:
             raise StoreError("other", "the server refuses SCAN: name the symbols")
         names, left_out = symbols.names, symbols.dropped
@@ -137,6 +140,21 @@ def _enforced(reading: Reading[Limit]) -> bool:
     return isinstance(reading, Fresh) and reading.value.mode == ENFORCE
 
 
+class BrokeOff(StoreError):
+    """Deleting broke off; the text says after how many.
+
+    Attributes:
+        done: symbols whose targets are deleted for certain.
+        maybe: symbols whose targets may be deleted.
+    """
+
+    def __init__(self, error: StoreError, symbols: Sequence[str], done: int, maybe: int) -> None:
+        """Say how many of the symbols, in order, are done for certain, and how many more may be."""
+        told = f"{done} of {len(symbols)} targets are deleted for certain: give the command again"
+        super().__init__(error.code, f"{error.detail}; {told}")
+        self.done, self.maybe = tuple(symbols[:done]), tuple(symbols[done : done + maybe])
+
+
 def delete(store: Store, keys: Keys, symbols: Sequence[str]) -> None:
     """Delete the targets of symbols.
 
@@ -146,15 +164,14 @@ def delete(store: Store, keys: Keys, symbols: Sequence[str]) -> None:
         symbols: whose.
 
     Raises:
-        StoreError: it broke off; the text says after how many.
+        BrokeOff: Redis refused, or its answer did not come.
     """
     groups = in_groups([[Delete(keys.target(s))] for s in symbols], AT_ONCE)
     for done, group in enumerate(groups):
         try:
             store.apply([group])
         except StoreError as error:
-            told = f"{done * AT_ONCE} of {len(symbols)} targets are deleted for certain: give the command again"
-            raise StoreError(error.code, f"{error.detail}; {told}") from None
+            raise BrokeOff(error, symbols, done * AT_ONCE, 0 if error.code in NOT_DONE else AT_ONCE) from None
 
 
 def still_enforces(settings: Settings, found: Found) -> tuple[str, str]:
@@ -192,8 +209,8 @@ def _text(found: Found, *, dry_run: bool) -> list[str]:
         lines.append(f"Without a target: {_names(found.absent)}.")
     if found.other_type:
         lines.append(f"Held another type than a hash: {_names([f'{s} ({t})' for s, t in found.other_type.items()])}.")
-    if found.left_out:
-        lines.append(f"{found.left_out} more were left out: give the command again.")
+    if found.left_out and dry_run:
+        lines.append(f"{found.left_out} more would be left out, for another call.")
     held = f"gate 0 (P28_MODE=enforce) limits {len(found.by_budget)} of them to the budget alone"
     free = "no budget of theirs is fresh and in enforce, so the hard gates alone limit them"
     by_budget = held if found.by_budget else free
@@ -207,10 +224,17 @@ def _clear(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     operation, unrecorded = None, ""
     try:
         found = find(store, keys, args.symbols)
+        does = bool(found.targets) and not args.dry_run
+        left_out = f"{found.left_out} more were left out" if found.left_out and does else ""
+        if does:
+            try:
+                delete(store, keys, found.targets)
+            except BrokeOff as error:
+                raise _written_down(settings, store, error, len(found.targets), by, args.why) from None
         mode, warning = still_enforces(settings, found)
-        if found.targets and not args.dry_run:
-            delete(store, keys, found.targets)
+        if does:
             summary = f"{len(found.targets)} of {keys.target('{S}')} deleted: {_names(found.targets, NAMED_IN_LEDGER)}"
+            summary += f"; {left_out}" if left_out else ""
             try:
                 entry = ledger_cli.record(
                     settings, store, "clear_targets", by, args.why, summary=summary, notes=warning
@@ -220,7 +244,7 @@ def _clear(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 unrecorded = f"done, but the OPS ledger does not tell of it: {error}"
     finally:
         store.close()
-    warnings = [text for text in (warning, unrecorded) if text]
+    warnings = [text for text in (left_out and f"{left_out}: give the command again", warning, unrecorded) if text]
     if args.format == "json":
         told = {
             "dry_run": args.dry_run, "targets": found.targets, "count": len(found.targets), "absent": found.absent,
@@ -234,4 +258,24 @@ def _clear(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             print(f"Written down as {operation}.")
     for text in warnings:
         print(f"quantum-alloc: {text}", file=sys.stderr)
-    return NOT_WHOLE if unrecorded or (warning and found.targets and not args.dry_run) else DONE
+    return NOT_WHOLE if does and warnings else DONE
+
+
+def _written_down(settings: Settings, store: Store, error: BrokeOff, of: int, by: str, why: str) -> StoreError:
+    """What to raise for a deletion that broke off, once what may be gone is in the ledger as far as that can be."""
+    if not error.done and not error.maybe:
+        return error
+    gone = (*error.done, *error.maybe)
+    maybe = f", {len(error.maybe)} more may be gone" if error.maybe else ""
+    summary = f"{len(error.done)} of {of} targets at {settings.keys.target('{S}')} deleted{maybe}"
+    try:
+        entry = ledger_cli.record(
+            settings, store, "clear_targets", by, why, outcome="PARTIAL", notes=str(error),
+            summary=f"{summary}: {_names(gone, NAMED_IN_LEDGER)}",
+        )  # fmt: skip
+    except (LedgerError, StoreError, OSError) as trouble:
+        way = "write it down with `quantum-alloc ledger append`"
+        told = f"the OPS ledger does not tell of it ({trouble}): {way}"
+    else:
+        told = f"written down as {entry.id}"
+    return StoreError(error.code, f"{error.detail}; {told}")

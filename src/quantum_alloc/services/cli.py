@@ -23,6 +23,7 @@ from quantum_alloc.adapters.codec import symbol as valid_symbol
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
 from quantum_alloc.adapters.store import StoreError
 from quantum_alloc.services import (
+    acl_cli,
     app,
     clear_cli,
     config_cli,
@@ -40,10 +41,11 @@ from quantum_alloc.services import (
     show,
     status,
     trial_cli,
+    units,
 )
 from quantum_alloc.services.clusters import MapError
 from quantum_alloc.services.http import PortTaken
-from quantum_alloc.services.options import EfficiencyOptions, load
+from quantum_alloc.services.options import EfficiencyOptions, Settings, load
 from quantum_alloc.services.settings import SettingsError
 
 DONE, USAGE, BAD_CANDLES, NO_REDIS, BROKEN, BAD_SETTINGS = 0, 2, 65, 69, 70, 78
@@ -161,6 +163,19 @@ def _with_candle_flags(args: argparse.Namespace, environ: Mapping[str, str]) -> 
     return own
 
 
+def _settings(args: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
+    """The settings of a run, refused together with what systemd dropped from the unit's file."""
+    file = units.ETC / units.UNITS[args.names[0]].env_file if args.names[0] in units.UNITS else "the settings"
+    dropped = env_file.handed_over(environ, file)
+    try:
+        settings = load(args.names, _with_candle_flags(args, environ))
+    except SettingsError as error:
+        raise SettingsError([*dropped, *error.errors], error.warnings) from None
+    if dropped:
+        raise SettingsError(dropped, settings.warnings)
+    return settings
+
+
 def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     strange = [n for n in args.names if n not in app.SERVICES]
     if strange:
@@ -169,7 +184,7 @@ def _run(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         raise Mistake(
             "--candles, --seed, --speed and --strict belong to the service feed, which is not among the names"
         )
-    settings = load(args.names, _with_candle_flags(args, environ))
+    settings = _settings(args, environ)
     once = args.once or any(isinstance(o, EfficiencyOptions) and o.run_once for o in settings.services.values())
     timed = [n for n in ("governor", "apply", "desk") if n in args.names]
     if args.now is not None and timed:
@@ -279,6 +294,8 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     store = app.open_store(settings)
     found, trouble = status.gather(settings, store, WallClock().now())
     store.close()
+    for warning in secret_files.opened(Path(units.SECRETS)) if os.geteuid() == 0 else ():
+        print(f"quantum-alloc: {warning}", file=sys.stderr)
     if args.format == "json":
         print(show.as_json({**found, "trouble": trouble}))
     else:
@@ -318,13 +335,20 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     Returns:
         The exit code.
     """
-    args = command_line().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        args = command_line().parse_args(words)
+    except SystemExit as stop:
+        if stop.code:
+            acl_cli.shut(words)
+        raise
     handler: Callable[[argparse.Namespace, Mapping[str, str]], int] = args.handler
     try:
         own = os.environ if environ is None else environ
         return handler(args, own if args.beneath is None else env_file.beneath(own, args.beneath))
     except SettingsError as error:
         code, text = BAD_SETTINGS, f"the settings cannot be used:\n{error}"
+        acl_cli.shut(words)
     except PortTaken as error:
         code, text = BAD_SETTINGS, str(error)
     except CandleError as error:

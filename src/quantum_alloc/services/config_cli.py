@@ -20,7 +20,7 @@ from typing import Any, TextIO
 
 from quantum_alloc.services import acl_cli, logs
 from quantum_alloc.services import show as view
-from quantum_alloc.services.env_file import parse
+from quantum_alloc.services.env_file import parse_bytes
 from quantum_alloc.services.options import GROUPS, Settings, load
 from quantum_alloc.services.settings import SettingsError, variables
 from quantum_alloc.services.settings_docs import example_file, settings_page
@@ -95,12 +95,12 @@ def check(
     errors: list[str] = []
     if args.env_file is not None:
         try:
-            text = Path(args.env_file).read_bytes().decode("utf-8", "surrogateescape")
+            raw = Path(args.env_file).read_bytes()
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "not a path"
             print(f"quantum-alloc: {args.env_file!r} cannot be read: {why}", file=err or sys.stderr)
             return BAD_SETTINGS
-        environ, errors = parse(text)
+        environ, errors = parse_bytes(raw)
     settings: Settings | None = None
     warnings: Sequence[str] = ()
     try:

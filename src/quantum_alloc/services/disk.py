@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
+
+from quantum_alloc.adapters.journal import sync
 
 
 def sha(text: str) -> str:
@@ -67,9 +72,8 @@ def put(path: Path, text: str, mode: int) -> Callable[[], None]:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(fresh, path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
+    finally:
+        fresh.unlink(missing_ok=True)  # there it is only where it found no room
 
     def back() -> None:
         if before is None:
@@ -78,6 +82,34 @@ def put(path: Path, text: str, mode: int) -> Callable[[], None]:
             put(path, before, rights)
 
     return back
+
+
+def put_secret(path: Path, text: str) -> None:
+    """Write a file for its owner alone, as a whole or not at all; a link stays, and the file that it names is replaced.
+
+    Args:
+        path: of the file; one that is there keeps owner and group.
+        text: what it is to hold.
+
+    Raises:
+        OSError: it cannot be written; what was there stands.
+    """
+    path = Path(os.path.realpath(path))
+    there = path.stat() if path.exists() else None
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        raise OSError(errno.EINVAL, "it is no file")
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if there is not None:
+                os.fchown(file.fileno(), there.st_uid, there.st_gid)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)  # where it did not take its place
+    sync(path.parent)
 
 
 def missing_directories(paths: Iterable[PurePosixPath], root: Path) -> list[PurePosixPath]:

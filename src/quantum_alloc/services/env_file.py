@@ -9,7 +9,8 @@
 
 Where systemd would go on silently, this is an error with a line number: a line without ``=``, a name that it would
 ignore (``export`` among them), a quote that is not closed on its line, text behind a closing quote, a comment that ends
-in a backslash (systemd takes the next line for a part of it).
+in a backslash (systemd takes the next line for a part of it), a byte order mark, a NUL, what is not UTF-8. A unit hands
+its file over as the credential ``settings``, so that a service finds these too. No value is ever shown.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from pathlib import Path
 
 from quantum_alloc.services.settings import INLINE_COMMENT, SettingsError
 from quantum_alloc.services.values import SPACE
-from quantum_alloc.services.variables import printable
 
+CREDENTIAL = "settings"
+_MARK = "\ufeff"
+_NO_TEXT = re.compile("[\0\udc80-\udcff]")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_LIKE_A_NAME = re.compile(r"[A-Z0-9_.-]{1,40}")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _EATEN = re.compile(r"\\(.?)", re.DOTALL)
 _ESCAPE = re.compile(r'\\([\\"`$])')
@@ -66,6 +70,44 @@ def parse(text: str) -> tuple[dict[str, str], list[str]]:
     return found, errors
 
 
+def parse_bytes(raw: bytes) -> tuple[dict[str, str], list[str]]:
+    """Assignments and errors of an environment file as it is on the disk.
+
+    Args:
+        raw: the file.
+
+    >>> parse_bytes(b"A=1\\nB=\\xe4\\n")[1]
+    ['line 2: it is not UTF-8: save the file as UTF-8']
+    """
+    text = raw.decode("utf-8", "surrogateescape")
+    errors = ["line 1: it begins with a byte order mark: save the file as UTF-8 without one"] * text.startswith(_MARK)
+    lines = _LINE_END.split(text.removeprefix(_MARK))
+    for number, line in enumerate(lines, 1):
+        if _NO_TEXT.search(line):
+            what = "it holds a NUL byte: take it out" if "\0" in line else "it is not UTF-8: save the file as UTF-8"
+            errors.append(f"line {number}: {what}")
+            lines[number - 1] = ""
+    found, others = parse("\n".join(lines))
+    return found, [*errors, *others]
+
+
+def handed_over(environ: Mapping[str, str], name: object) -> list[str]:
+    """What is wrong with the file that a unit hands over as a credential; nothing where there is none.
+
+    Args:
+        environ: the environment, with ``CREDENTIALS_DIRECTORY``.
+        name: of the file, for the messages.
+    """
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    try:
+        raw = Path(directory, CREDENTIAL).read_bytes() if directory else b""
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        return [f"credential {CREDENTIAL}: cannot be read: {getattr(error, 'strerror', None) or 'not a path'}"]
+    return [f"{name}: {error}" for error in parse_bytes(raw)[1]]
+
+
 def beneath(environ: Mapping[str, str], path: Path) -> dict[str, str]:
     """An environment with a file's settings for what it does not set itself.
 
@@ -77,7 +119,7 @@ def beneath(environ: Mapping[str, str], path: Path) -> dict[str, str]:
         SettingsError: the file cannot be read.
     """
     try:
-        found, errors = parse(path.read_bytes().decode("utf-8", "surrogateescape"))
+        found, errors = parse_bytes(path.read_bytes())
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "not a path"
         raise SettingsError([f"--env-file {str(path)!r} cannot be read: {why}"]) from None
@@ -106,7 +148,11 @@ def _trouble(name: str, equals: str) -> str:
         return "systemd knows no 'export': write NAME=value"
     if not equals:  # what is there is not shown: it may be half of a secret
         return "no '=': write NAME=value"
-    return "" if _NAME.fullmatch(name) else f"{printable(name)} is not a variable's name: systemd would ignore the line"
+    if _NAME.fullmatch(name):
+        return ""
+    word = name.split(maxsplit=1)[0] if name else ""
+    shown = f"{word} is" if _LIKE_A_NAME.fullmatch(word) else "before '=' there is"  # it may be half of a secret
+    return f"{shown} no variable's name: systemd would ignore the line"
 
 
 def _value(text: str) -> str | None:

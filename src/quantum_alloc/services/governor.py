@@ -30,6 +30,7 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.ops_entry import LedgerError, Operation
 from quantum_alloc.adapters.ops_ledger import OpsLedger
 from quantum_alloc.adapters.permits import SigningKey
+from quantum_alloc.adapters.refusals import never_began
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.core.fields import compact
 from quantum_alloc.core.governor import decide_batch
@@ -301,7 +302,13 @@ class Governor:
             keys=self._where.keys,
         )
         number = self.keeper.journal.intent(self.keeper.epoch, permits) if permits else 0
-        result = commit.committed(self._store.run(COMMIT, keys, args, seen.basis.connection), self._store.shown)
+        try:
+            reply = self._store.run(COMMIT, keys, args, seen.basis.connection)
+        except StoreError as error:
+            if number and never_began(error):  # else a server that takes its place would be told of permits
+                self.keeper.journal.outcome(number, (), seen.basis.snapshot.now_us)
+            raise
+        result = commit.committed(reply, self._store.shown)
         if number:
             statuses = result.statuses or [Status.MOVED] * len(items)
             done = [i.plan_id for i, s in zip(items, statuses, strict=True) if i.permit and s is Status.OK]
@@ -375,7 +382,7 @@ class Governor:
             changes_summary=f"{keys.kill} = reduce",
         )  # fmt: skip
         try:
-            OpsLedger(self._where.directory, self._store, keys).append(done, time.time())
+            OpsLedger(self._where.directory, self._store, keys, self._where.consumer).append(done, time.time())
         except (LedgerError, StoreError, OSError) as error:
             say(log, logging.WARNING, "fault", f"the OPS ledger does not tell of the disarm: {error}")
 

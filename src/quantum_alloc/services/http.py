@@ -8,12 +8,15 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore, Thread
 from typing import Any
 
+from quantum_alloc.services.logs import say
 from quantum_alloc.services.loop import Loop
 
 Answer = tuple[int, str, bytes]
@@ -77,6 +80,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
     pages: Mapping[str, Callable[[], Answer]]
+    log: logging.Logger
 
     def __init__(self, *args: Any) -> None:
         """Answer at most so many at once: idle clients must not use up the descriptors."""
@@ -96,6 +100,13 @@ class _Server(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
+
+    def handle_error(self, *_: object) -> None:
+        """Nothing is said of a client that hangs up, one line of anything else."""
+        error = sys.exception()
+        if not isinstance(error, (ConnectionError, TimeoutError)):
+            text = f"a page could not be answered: {type(error).__name__}: {error}"
+            say(self.log, logging.DEBUG, "fault", text)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -134,6 +145,6 @@ def serve(host: str, port: int, pages: Mapping[str, Callable[[], Answer]], what:
     except OSError as error:
         why = f"{what} cannot open {host}:{port} ({error.strerror})"
         raise PortTaken(f"{why}: end what holds it, or choose another port with {variable}") from None
-    server.pages = pages
+    server.pages, server.log = pages, logging.getLogger(f"quantum_alloc.{what}")
     Thread(target=server.serve_forever, args=(0.1,), name=f"http-{what}", daemon=True).start()
     return server

@@ -1,4 +1,4 @@
-"""What an installation asks of the system: users, paper services, the rights of secrets, and that systemd reads anew."""
+"""What an installation asks of the system: users, paper services, rights of secrets, and that systemd reads anew."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def secrets(steps: Steps) -> None:
 
     if rights != 0o700:
         steps.do("shut", f"{units.SECRETS}/ (its rights were {rights:04o}, and are 0700)", shut)
-    for path in opened:
-        steps.tell("warn", f"{units.SECRETS}/{path.name}: every user may read it: chmod 0600 it")
+    for sentence in opened:
+        steps.tell("warn", sentence)
 
 
 def reload_later(steps: Steps) -> None:

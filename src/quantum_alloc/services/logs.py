@@ -237,13 +237,16 @@ def is_journal(stream: object, environ: Mapping[str, str]) -> bool:
 
 
 def set_up(level: str, form: str) -> None:
-    """Log to standard error.
+    """Log to standard error; where there is none, to nobody.
 
     Args:
         level: DEBUG, INFO, WARNING or ERROR.
         form: ``plain`` or ``json``.
     """
-    handler, journal = _Handler(sys.stderr), is_journal(sys.stderr, os.environ)
+    journal = is_journal(sys.stderr, os.environ)
+    handler = (
+        logging.NullHandler() if sys.stderr is None else _Handler(sys.stderr)
+    )  # None: it was closed from the start
     handler.setFormatter(Json(journal=journal) if form == "json" else Plain(journal=journal))
     root = logging.getLogger("quantum_alloc")
     root.handlers = [handler]

@@ -3,14 +3,16 @@
 ``Cycle`` is what a service is: four functions and a cadence. ``Loop`` runs it. The only ``while`` of the services and
 the only broad ``except`` are here: a programmer's error costs one symbol where a symbol's step raised it, else one
 cycle, and is counted and logged; trouble with the store costs the cycle, which is not sent again: the next one reads
-and decides anew. After a failed cycle the loop tries again after 0.1, 0.2 and 0.4 s, then probes each second; a fault
-of configuration (a wrong password, a missing right) is named once, and looked at again after four seconds.
+and decides anew. After a failed cycle the loop tries again after 0.1, 0.2, 0.4 and 0.8 s, then each second, from the
+third on with a probe first; a fault of configuration (a wrong password, a missing right) is named once, and looked at
+again after four seconds. ``check`` looks at the server before a cycle, and again between its reads and its writes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
@@ -40,7 +42,10 @@ LONG_CYCLE_S = 2.0
 IN_TIME_AGAIN = 5
 """So many cycles in a row must be in time before it is told that they are."""
 MOST_TROUBLES = 8
-"""So many kinds of trouble are told of one outage."""
+"""So many troubles are told of one outage in each state; after that one of each code that was not told yet."""
+MOST_REMEMBERED = 100
+"""So many symbols that fail are told of, and the rest counted; beyond so many, refused keys that are written no more
+are forgotten."""
 TOLD_AT_ONCE = 4 * NAMED
 """So many keys are named when they are refused together; the rest is counted."""
 
@@ -141,7 +146,8 @@ class Loop(Generic[S, Seen, Made]):
             self.metrics.add("quantum_alloc_store_errors_total", error.code)
             return False
         except Exception as error:
-            self._given_up("error", type(error).__name__, f"{type(error).__name__}: {error}")
+            text = traceback.format_exception_only(error)[-1].strip()  # also of one whose own text fails
+            self._given_up("error", type(error).__name__, text)
             say(self.log, logging.DEBUG, "fault", "the cycle failed", failed=True)
             return False
         finally:
@@ -174,7 +180,7 @@ class Loop(Generic[S, Seen, Made]):
             done = run()
         except Exception:
             self.metrics.add("quantum_alloc_symbol_errors_total")
-            if symbol not in self._symbol_errors:
+            if symbol not in self._symbol_errors and len(self._symbol_errors) < MOST_REMEMBERED:
                 self._symbol_errors.add(symbol)
                 name = printable(symbol)
                 text = f"the step of symbol {name} failed: it is left out"
@@ -200,6 +206,7 @@ class Loop(Generic[S, Seen, Made]):
     def _run(self) -> None:
         cycle, now, started = self.cycle, self._clock.now(), time.perf_counter()
         seen = cycle.read(now)
+        self.check(False)  # reading may have opened another connection: nothing is written before it is looked at
         state, made = cycle.decide(self._state, seen, self.attempt)
         groups = cycle.effects(seen, made)
         refused = self._store.apply(groups)
@@ -241,11 +248,11 @@ class Loop(Generic[S, Seen, Made]):
         self.metrics.set("quantum_alloc_ready", 0.0)
         self.ready = False
         state = "store" if outcome == "store" else "cycle"
-        if (state, text) not in self._troubles and len(self._troubles) < MOST_TROUBLES:
-            before = next((c for (s, _), c in reversed(self._troubles.items()) if s == state), "ok")
+        codes = [c for (s, _), c in self._troubles.items() if s == state]
+        if (state, text) not in self._troubles and (code not in codes or len(codes) < MOST_TROUBLES):
             self._troubles[state, text] = code
             told = f"the cycle was given up: {printable(text, 300)}"
-            changed(self.log, logging.ERROR, told, state, before, code, {"reason": code})
+            changed(self.log, logging.ERROR, told, state, codes[-1] if codes else "ok", code, {"reason": code})
         self.last_error, self._is_configuration = text, is_configuration
         self._failures += 1
 
@@ -279,7 +286,7 @@ class Loop(Generic[S, Seen, Made]):
         why = "the server refuses to write {}: it holds another type; delete it"
         self._tell_keys(sorted(keys - self._refused), why, "ok", "refused")
         self._tell_keys(sorted(ended), "{} is written again", "refused", "ok")
-        self._refused = (self._refused | keys) - ended
+        self._refused = (self._refused | keys) - ended if len(self._refused) < MOST_REMEMBERED else keys
 
     def _tell_keys(self, keys: list[str], text: str, before: str, after: str) -> None:
         for key in keys[:TOLD_AT_ONCE]:

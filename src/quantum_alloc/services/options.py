@@ -228,13 +228,16 @@ def _same_tag(groups: Sequence[object], keys: Keys) -> None:
         raise SettingsError(sorted(set(errors)))
 
 
-def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = True) -> Settings:
+def load(
+    names: Sequence[str], environ: Mapping[str, str], *, together: bool = True, strangers_pass: bool = False
+) -> Settings:
     """Read the settings of services.
 
     Args:
         names: services; a name given twice counts once.
         environ: names and texts, the process' environment for example.
         together: they run in one process, so that ``METRICS_PORT`` has no room for several.
+        strangers_pass: names that no service knows are warned of alone.
 
     Raises:
         SettingsError: every error at once.
@@ -244,7 +247,8 @@ def load(names: Sequence[str], environ: Mapping[str, str], *, together: bool = T
         raise SettingsError([f"{name!r} is not a service: there are {', '.join(GROUPS)}" for name in strange])
     groups = {name: GROUPS[name] for name in names}
     several = together and len(groups) > 1
-    loaded = read([RedisOptions, CommonOptions, *groups.values()], environ, known=KNOWN, several=several)
+    every = [RedisOptions, CommonOptions, *groups.values()]
+    loaded = read(every, environ, known=KNOWN, several=several, strangers_pass=strangers_pass)
     redis = loaded.get(RedisOptions)
     keys = Keys(tag=redis.hash_tag)
     common = _tagged(loaded.get(CommonOptions), keys)

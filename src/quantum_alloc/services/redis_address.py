@@ -6,6 +6,7 @@ Whatever is shown of a URL is what is known to be harmless: one that cannot be r
 from __future__ import annotations
 
 import re
+from ipaddress import IPv6Address
 from urllib.parse import unquote
 
 SENTINEL_PORT = 26379
@@ -17,17 +18,24 @@ URL_OPTIONS = frozenset(
     }
 )  # fmt: skip
 """What may stand behind the question mark of REDIS_URL."""
-_HOST = re.compile(r"[A-Za-z0-9_.:%-]{1,253}")
+_TLS_VALUES = {
+    "ssl_cert_reqs": frozenset({"none", "optional", "required"}),
+    "ssl_min_version": frozenset({"769", "770", "771", "772"}),  # as TLS counts its versions: 772 is 1.3
+}
+# No resolver takes an empty label (two dots, or one in front), or one of more than 63 characters.
+_NAME = r"(?![A-Za-z0-9_.-]{254})[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?"
+_HOST = re.compile(_NAME)
+_ZONED = re.compile(r"[A-Za-z0-9_.:%-]{2,60}")
 # There is at most one "@", and what is before it is the login: no part of a password can pass for a place.
 _LOGIN = r"(?:(?P<user>[^\s:@/?#]*)(?P<password>:[^\s@/?#]*)?@)?"
 _QUERY = r"(?:\?(?P<query>[^\s@#]*))?"
 _TCP = re.compile(
     rf"(?P<scheme>rediss?)://{_LOGIN}"
-    r"(?P<place>(?:[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.%]+\])?(?::(?P<port>[0-9]{1,5}))?(?:/[0-9]{0,5})?)"
+    r"(?P<place>(?:" + _NAME + r"|\[(?P<six>[0-9A-Fa-f:.%]+)\])?(?::(?P<port>[0-9]{1,5}))?(?:/[0-9]{0,5})?)"
     rf"{_QUERY}"
 )
-_PLACE = re.compile(r"(?P<host>[A-Za-z0-9_.-]{1,253}|\[[0-9A-Fa-f:.%]{2,60}\])(?::(?P<port>[0-9]{1,5}))?")
-_UNIX = re.compile(rf"(?P<scheme>unix)://{_LOGIN}(?P<place>/[^\s@?#]*)(?P<port>){_QUERY}")
+_PLACE = re.compile(rf"(?P<host>{_NAME}|\[(?P<six>[0-9A-Fa-f:.%]{{2,60}})\])(?::(?P<port>[0-9]{{1,5}}))?")
+_UNIX = re.compile(rf"(?P<scheme>unix)://{_LOGIN}(?P<place>/[^\s@?#]*)(?P<six>)(?P<port>){_QUERY}")
 
 
 def parts(url: str) -> re.Match[str] | None:
@@ -49,7 +57,15 @@ def is_host(text: str) -> bool:
     >>> is_host("127.0.0.1"), is_host("redis://x")
     (True, False)
     """
-    return _HOST.fullmatch(text) is not None
+    return _HOST.fullmatch(text) is not None or _is_ipv6(text)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        IPv6Address(text)
+    except ValueError:
+        return False
+    return _ZONED.fullmatch(text) is not None
 
 
 def is_url(text: str) -> bool:
@@ -60,15 +76,23 @@ def is_url(text: str) -> bool:
 
     >>> is_url("redis://localhost:6379/0"), is_url("unix:///run/redis.sock?db=1"), is_url("localhost:6379")
     (True, True, False)
-    >>> is_url("redis://localhost?protocol=3"), is_url("redis://localhost?db=x")
-    (False, False)
+    >>> is_url("redis://localhost?protocol=3"), is_url("redis://localhost?db=x"), is_url("redis://a..b")
+    (False, False, False)
+    >>> is_url("rediss://localhost?ssl_cert_reqs=none"), is_url("rediss://localhost?ssl_cert_reqs=foo")
+    (True, False)
     """
     found = parts(text)
-    if found is None:
+    if found is None or (found["six"] and not _is_ipv6(found["six"])):
         return False
     # the store sets its own protocol and time-outs: an address says where, and who
     options = [option.partition("=") for option in (found["query"] or "").split("&") if option]
-    return all(unquote(name) in URL_OPTIONS and (name != "db" or value.isdecimal()) for name, _, value in options)
+    return all(_is_option(unquote(name), value, found["scheme"]) for name, _, value in options)
+
+
+def _is_option(name: str, value: str, scheme: str) -> bool:
+    if name.startswith("ssl_") and (scheme != "rediss" or value not in _TLS_VALUES.get(name, {value})):
+        return False
+    return name in URL_OPTIONS and (name != "db" or value.isdecimal())
 
 
 def mask_url(text: str) -> str:
@@ -154,7 +178,7 @@ def sentinels_of(text: str) -> tuple[tuple[str, int], ...] | None:
     for item in text.split(","):
         one = _PLACE.fullmatch(item.strip(" "))
         port = int(one["port"] or SENTINEL_PORT) if one else 0
-        if one is None or not 0 < port <= 65535:
+        if one is None or not 0 < port <= 65535 or (one["six"] and not _is_ipv6(one["six"])):
             return None
         found.append((one["host"].strip("[]"), port))
     return tuple(found) if len(found) <= SENTINELS_MAX else None

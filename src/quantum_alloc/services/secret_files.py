@@ -27,16 +27,17 @@ def exposed(settings: Settings) -> list[str]:
     return [f"{n}={str(path)!r}: every user may read it: chmod 0600 it" for n, path in named.items() if _is_open(path)]
 
 
-def opened(directory: Path) -> list[Path]:
-    """The files of a directory that every user may read, or could if the directory were not shut.
+def opened(directory: Path) -> list[str]:
+    """One sentence for each file of a directory that every user may read, or could if the directory were not shut.
 
     Args:
-        directory: of secrets.
+        directory: of secrets; it may be absent.
 
     Raises:
-        OSError: it cannot be looked at.
+        PermissionError: it cannot be looked at.
     """
-    return sorted(path for path in directory.iterdir() if path.is_file() and _is_open(path))
+    files = sorted(directory.iterdir()) if directory.is_dir() else []
+    return [f"{file}: every user may read it: chmod 0600 it" for file in files if file.is_file() and _is_open(file)]
 
 
 def _is_open(path: Path) -> bool:

@@ -235,7 +235,12 @@ def _shown(spec: Var, raw: str) -> str:
 
 
 def read(
-    groups: Sequence[type], environ: Mapping[str, str], *, known: Iterable[str] = (), several: bool = False
+    groups: Sequence[type],
+    environ: Mapping[str, str],
+    *,
+    known: Iterable[str] = (),
+    several: bool = False,
+    strangers_pass: bool = False,
 ) -> Loaded:
     """Fill every group from an environment.
 
@@ -244,6 +249,7 @@ def read(
         environ: names and texts.
         known: names that other groups know; they may be in the environment and are not looked at.
         several: whether more than one service runs in this process.
+        strangers_pass: names that no service knows are warned of alone.
 
     Returns:
         The groups, and what there is to warn of.
@@ -258,6 +264,8 @@ def read(
         reader.contradictions(filled[group])
     own = {v.spec.env for group in groups for v in variables(group)}
     errors, warnings = strangers(environ, CONTRACT_VARIABLES.union(TEST_VARIABLES, known, own))
+    if strangers_pass:
+        errors, warnings = [], [*warnings, *errors]
     if reader.errors or errors:
         raise SettingsError([*reader.errors, *errors], [*reader.warnings, *warnings])
     return Loaded(filled, (*reader.warnings, *warnings), tuple(reader.modes), frozenset(reader.given))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from quantum_alloc.services.env_file import CREDENTIAL as SETTINGS
 from quantum_alloc.services.governor_setup import CREDENTIAL as SIGNING_KEY
 from quantum_alloc.services.loop import LATE_AT_LEAST_S, LATE_INTERVALS
 from quantum_alloc.services.options import GROUPS, load, port_variables
@@ -206,6 +207,9 @@ def unit_text(unit: Unit, prefix: PurePosixPath = PREFIX) -> str:
         "# Secrets reach the service as files that nobody else can read. A file that is not there is an empty line.",
         *(f"LoadCredential={name}:{path}" for name, path in secrets.items()),
         *(rf"SetCredential={name}:\n" for name in secrets),
+        "# The settings once more, as they are: what systemd drops from them without a word, the service refuses.",
+        f"LoadCredential={SETTINGS}:{ETC}/{unit.env_file}",
+        rf"SetCredential={SETTINGS}:\n",
         "",
         _HARDENING,
         "# Redis on another machine: systemctl edit, with [Service] and IPAddressAllow= its address.",

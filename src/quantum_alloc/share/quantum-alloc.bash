@@ -40,7 +40,7 @@ _shtab_quantum_alloc_config_show_option_strings=(-h --help --format)
 _shtab_quantum_alloc_config_docs_option_strings=(-h --help)
 _shtab_quantum_alloc_config_example_option_strings=(-h --help)
 _shtab_quantum_alloc_config_deploy_option_strings=(-h --help)
-_shtab_quantum_alloc_config_acl_option_strings=(-h --help --shadow --format --passwords)
+_shtab_quantum_alloc_config_acl_option_strings=(-h --help --shadow --format --passwords --to)
 _shtab_quantum_alloc_config_redis_option_strings=(-h --help)
 _shtab_quantum_alloc_config_option_strings=(-h --help)
 _shtab_quantum_alloc_completion_option_strings=(-h --help)
@@ -57,6 +57,7 @@ _shtab_quantum_alloc_uninstall___prefix_COMPGEN=_shtab_compgen_dirs
 _shtab_quantum_alloc_config_check___env_file_COMPGEN=_shtab_compgen_files
 _shtab_quantum_alloc_config_deploy_pos_0_COMPGEN=_shtab_compgen_dirs
 _shtab_quantum_alloc_config_acl___passwords_COMPGEN=_shtab_compgen_dirs
+_shtab_quantum_alloc_config_acl___to_COMPGEN=_shtab_compgen_files
 _shtab_quantum_alloc___env_file_COMPGEN=_shtab_compgen_files
 
 _shtab_quantum_alloc_run_pos_0_choices=(feed portfolio regime clusters budget attribution allocation efficiency proposer desk governor apply)
