@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -55,9 +57,14 @@ class Machine:
 
     def start(self) -> None:
         """Boot."""
-        done = subprocess.run([self._boot, "start", self.directory], capture_output=True, text=True, check=False)
+        environ = {**os.environ, "SYSTEMD_NSPAWN_TMPFS_TMP": "0"}  # the checkout may be in /tmp
+        done = subprocess.run(
+            [self._boot, "start", self.directory], capture_output=True, text=True, check=False, env=environ
+        )
         assert done.returncode == 0, done.stderr
         self.leader = done.stdout.strip()
+        if not self.path(str(ROOT)).exists():  # on a disk of its own
+            shutil.copytree(ROOT, self.path(str(ROOT)), symlinks=True)
 
     def stop(self) -> None:
         """Power off and throw the disk away."""
