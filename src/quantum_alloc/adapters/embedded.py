@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import secrets
 import shutil
 import signal
 import socket
@@ -57,10 +58,17 @@ def _die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A loopback port that is free now; below those that the kernel gives to outgoing connections.
+
+    Raises:
+        ServerError: there is none.
+    """
+    for _ in range(100):
+        port = 12_000 + secrets.randbelow(20_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    raise ServerError("no loopback port from 12000 to 31999 is free: end what holds them")
 
 
 class EmbeddedServer:

@@ -43,7 +43,8 @@ from quantum_alloc.services.settings import SettingsError
 DONE, NOT_WRITTEN, USAGE, BAD_SETTINGS = 0, 1, 2, 78
 NOBODY = "resetpass"
 """In the place of a password: a user without one, and without ``nopass``, cannot log in."""
-DEFAULT_OFF = "off resetpass resetkeys resetchannels sanitize-payload -@all"
+DEFAULT_OFF = "off resetpass ~* &* +@all"
+"""Nobody can log in; yet Redis 7.0 loads its append-only file as this user, and loses transactions without rights."""
 SERVER_USERS: Mapping[str, str] = {
     "qa-admin": "allchannels sanitize-payload +@all ~*",
     "qa-replica": "resetchannels sanitize-payload -@all +ping +psync +replconf",
