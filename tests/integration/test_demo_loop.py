@@ -65,7 +65,7 @@ def test_what_must_occur_occurs(whole: Outcome) -> None:
 @pytest.fixture(scope="module")
 def short() -> Outcome:
     """A short run without crashes."""
-    return run(120)
+    return run(120 if CI else 60)
 
 
 @pytest.mark.parametrize("name", NAMES)

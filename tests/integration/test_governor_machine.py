@@ -733,7 +733,7 @@ def test_whatever_happens_to_governors(machine: type[Machine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=profile.max_examples,
+            max_examples=profile.max_examples * 6 // 10,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
