@@ -180,7 +180,7 @@ def test_no_limit_is_exceeded_on_real_candles(shared: Path) -> None:
     import gzip
 
     path = shared / "data" / "klines_1m_2025-12-13_18.csv.gz"
-    made = run(280 if CI else 130, candles=(str(path),))
+    made = run(400 if CI else 130, candles=(str(path),))
     marks: dict[int, dict[str, float]] = {}
     last: dict[str, float] = {}
     with gzip.open(path, "rt") as file:

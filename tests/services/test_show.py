@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quantum_alloc.adapters.embedded import EmbeddedServer
@@ -29,6 +29,7 @@ def tables(draw: Any) -> list[dict[str, Any]]:
     return draw(st.lists(st.fixed_dictionaries(values), min_size=1, max_size=6))  # type: ignore[no-any-return]
 
 
+@example([{"why": "", "reason": ""}, {"why": "a_b " * 12, "reason": "c_d " * 12}], ("why", "reason"))
 @given(tables(), st.sampled_from([(), ("why",), ("why", "reason")]))
 def test_a_fitted_table_fits_and_loses_nothing(rows: list[dict[str, Any]], below: tuple[str, ...]) -> None:
     """80 columns hold six columns of any text: every word and number is there; a table that fits is left alone."""

@@ -91,6 +91,7 @@ def fitted(
         told = {n: textwrap.wrap(cell(rows[0].get(n)), max(WORD, limit - label - 2)) for n in names}
         lines = [f"{n if not i else '':{label}}  {text}" for n in names for i, text in enumerate(told[n])]
         return "\n".join(lines)
+    below = below if set(names) - set(below) else ()  # something must stand at the head
     beside = [n for n in names if n not in below]
     numeric = {n: all(isinstance(row.get(n), (int, float)) or row.get(n) is None for row in rows) for n in beside}
     widths = _widths(rows, beside, numeric, limit)
