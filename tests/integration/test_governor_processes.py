@@ -78,7 +78,9 @@ def agree(client: Client, symbols: list[str], *directories: Path) -> None:
     assert not [i for i, n in told.items() if n > 1], "a second PERMIT event"
     assert Counter(i for s in symbols for i in gov.ledger(client, s)) == told
     standing = {k.rpartition(":")[2] for k in client.scan_iter(match=LIVE.permit("*"), count=10_000)}
-    assert standing == told.keys()
+    since = client.time()[0] - 50  # an older one may have expired
+    young = {f["plan_id"] for n, f in client.xrange(gov.EVENTS, since * 1000) if f["event"] == "PERMIT" and n}
+    assert young <= standing <= told.keys()
     assert Counter(e.plan_id for e in gov.journalled(*directories) if e.is_done) == told
 
 
@@ -205,7 +207,7 @@ def test_four_governors_share_the_global_caps(
 
 # ---- SIGKILL
 
-KILLS = 100 if CI else 10
+KILLS = 60 if CI else 10
 
 
 def test_sigkill_at_random_instants(one_server: EmbeddedServer, one_client: Client, tmp_path: Path) -> None:
