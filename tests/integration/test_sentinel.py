@@ -69,6 +69,10 @@ def fresh(client: Client) -> float:
     return now
 
 
+GONE = (redis.RedisError, OSError, LookupError, TypeError, ValueError)
+"""What a client raises whose server ends, or that is closed while it reads."""
+
+
 @contextmanager
 def told(watched: Watched, pause_s: float, sent: list[str] | None = None) -> Iterator[None]:
     """Prices stay fresh, and plans come, wherever the primary is, until the end of the block."""
@@ -77,7 +81,7 @@ def told(watched: Watched, pause_s: float, sent: list[str] | None = None) -> Ite
     def run() -> None:
         at, n = 0.0, 0
         while not stop.wait(pause_s):
-            with suppress(redis.RedisError, OSError, LookupError, TypeError, ValueError):  # a client that is being closed
+            with suppress(*GONE):
                 client = watched.primary().client
                 if time.monotonic() >= at:
                     fresh(client)
@@ -244,7 +248,7 @@ def test_one_permit_a_plan_over_random_kills(tmp_path: Path, capsys: pytest.Capt
 def _observe(watched: Watched, seen: dict[str, set[str]], stop: Event) -> None:
     """Everything that a reader of permits ever saw, on whatever primary: decision ids by plan."""
     while not stop.wait(0.005):
-        with suppress(redis.RedisError, OSError, LookupError, TypeError, ValueError):  # a client that is being closed
+        with suppress(*GONE):
             for node in [n for n in watched.data if n.process is not None]:
                 for event in gov.events(node.client, "PERMIT"):
                     seen.setdefault(event["plan_id"], set()).add(event["decision_id"])
