@@ -18,10 +18,9 @@ from quantum_alloc.adapters.key_patterns import (
     FIXED,
     IN_SHADOW,
     KNOWN,
-    STREAMS,
     Names,
 )
-from quantum_alloc.adapters.keys import Keys, Lane, ShadowKeys
+from quantum_alloc.adapters.keys import STREAMS, Keys, Lane, ShadowKeys
 from quantum_alloc.adapters.rights import USERS, Right, Rules, When, user_of
 from quantum_alloc.services import acl_cli
 from quantum_alloc.services.app import SERVICES

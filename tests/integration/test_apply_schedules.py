@@ -25,6 +25,7 @@ from tests.conftest import CI
 from tests.support import applying as ap
 from tests.support import governing as gov
 from tests.support.applying import NOW, Applying, Venue
+from tests.support.faulting import Image
 from tests.support.worlds import Client
 from tests.tools.fault_proxy import FaultProxy
 
@@ -37,28 +38,6 @@ def tell(capsys: pytest.CaptureFixture[str], text: str) -> None:
     """Print a line that is seen."""
     with capsys.disabled():
         print(text, file=sys.stderr)
-
-
-class Image:
-    """What a server holds, to be put back again and again."""
-
-    def __init__(self, client: Client, server: EmbeddedServer) -> None:
-        """Take it."""
-        self._store = Store(server.url, timeout_s=5.0)
-        keys = [k.encode() for k in sorted(client.keys("*"))]
-        told = self._store.read([("DUMP", k) for k in keys])
-        lives = self._store.read([("PTTL", k) for k in keys])
-        self._all = [(k, d, max(0, int(t))) for k, d, t in zip(keys, told, lives, strict=True)]  # type: ignore[arg-type]
-
-    def put_back(self) -> None:
-        """As it was."""
-        commands: list[Command] = [("FLUSHALL",)]
-        commands += [("RESTORE", k, ttl, d) for k, d, ttl in self._all]  # type: ignore[misc]
-        assert all(r == b"OK" for r in self._store.read(commands))
-
-    def close(self) -> None:
-        """Let go of the connection."""
-        self._store.close()
 
 
 @pytest.fixture
@@ -83,7 +62,7 @@ def venue(one_server: EmbeddedServer, one_client: Client, tmp_path: Path) -> Ite
 @pytest.fixture
 def image(venue: Venue) -> Iterator[Image]:
     """The venue's server, to be put back."""
-    found = Image(venue.client, venue.server)
+    found = Image(venue.client, venue.server.url)
     yield found
     found.close()
 

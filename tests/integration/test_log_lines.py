@@ -39,8 +39,6 @@ class Lines:
         self._streams = io.StringIO(), io.StringIO()
         self._root = logging.getLogger("quantum_alloc")
         self._before = self._root.handlers[:], self._root.level, self._root.propagate
-        for name in NAMES:  # a demo of the same process has made them quiet
-            logging.getLogger(f"quantum_alloc.{name}").setLevel(logging.NOTSET)
         self._root.handlers = []
         for stream, formatter in zip(self._streams, (logs.Json(), logs.Plain()), strict=True):
             handler = logs._Handler(stream)

@@ -69,10 +69,6 @@ def fresh(client: Client) -> float:
     return now
 
 
-GONE = (redis.RedisError, OSError, LookupError, TypeError, ValueError)
-"""What a client raises whose server ends, or that is closed while it reads."""
-
-
 @contextmanager
 def told(watched: Watched, pause_s: float, sent: list[str] | None = None) -> Iterator[None]:
     """Prices stay fresh, and plans come, wherever the primary is, until the end of the block."""
@@ -81,7 +77,7 @@ def told(watched: Watched, pause_s: float, sent: list[str] | None = None) -> Ite
     def run() -> None:
         at, n = 0.0, 0
         while not stop.wait(pause_s):
-            with suppress(*GONE):
+            with suppress(redis.RedisError, OSError, LookupError):
                 client = watched.primary().client
                 if time.monotonic() >= at:
                     fresh(client)
@@ -248,7 +244,7 @@ def test_one_permit_a_plan_over_random_kills(tmp_path: Path, capsys: pytest.Capt
 def _observe(watched: Watched, seen: dict[str, set[str]], stop: Event) -> None:
     """Everything that a reader of permits ever saw, on whatever primary: decision ids by plan."""
     while not stop.wait(0.005):
-        with suppress(*GONE):
+        with suppress(redis.RedisError, OSError, LookupError):
             for node in [n for n in watched.data if n.process is not None]:
                 for event in gov.events(node.client, "PERMIT"):
                     seen.setdefault(event["plan_id"], set()).add(event["decision_id"])

@@ -109,7 +109,7 @@ class Node:
             self.process.kill()
             self.process.wait()
             self.process = None
-        self.client.close()
+        self.client.connection_pool.disconnect(inuse_connections=False)  # another thread may be reading
 
     def signal(self, number: int) -> None:
         """SIGSTOP, SIGCONT."""

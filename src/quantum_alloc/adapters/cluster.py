@@ -36,6 +36,10 @@ class Nodes(Asked):
         self.slot = int(cast(Any, key_slot)(tag.encode()))
         self._hint: Place | None = None
 
+    def moved(self) -> Place | None:
+        """Nothing: a node that has lost the slot says so by itself."""
+        return None
+
     def told(self, message: str, by: Place) -> None:
         """Where a node sends us: the next thing that is tried; where it names no host, its own is meant."""
         host, _, port = message.rpartition(" ")[2].rpartition(":")

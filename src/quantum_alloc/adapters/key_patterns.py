@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from quantum_alloc.adapters.keys import LIVE, Keys
+from quantum_alloc.adapters.keys import LIVE, STREAMS, Keys
 
 SYMBOL = "[A-Z0-9]*"
 """Glob pattern of what begins as a symbol does."""
@@ -34,24 +34,6 @@ BY_SYMBOL = (
 BY_ID = ("block", "ops_head_of", "permit", "stress", "tombstone")
 IN_SHADOW = ("attribution", "efficiency", "proposed", "target")
 """Hashes that exist in the shadow lane too; there their names begin with ``shadow_``."""
-STREAMS: Mapping[str, str] = {
-    "attributions": "alpha.attribution",
-    "cycles": "allocation.cycle",
-    "dead_executions": "execution.deadletter",
-    "dead_plans": "apply.plan.deadletter",
-    "decisions": "allocation.decision",
-    "efficiencies": "capital.efficiency.decision",
-    "events": "governor.events",
-    "executions": "execution.result",
-    "plans": "apply.plan",
-    "portfolio_states": "portfolio.state",
-    "proposals": "allocation.target.proposed",
-    "regimes": "regime.state",
-    "results": "apply.result",
-    "transfers": "account.transfer",
-    "violations": "budget.violation",
-}
-"""Streams by their names in the table. Settings name some of them otherwise."""
 KNOWN = (*FIXED, *BY_SYMBOL, *BY_ID, *STREAMS, *(f"shadow_{name}" for name in IN_SHADOW))
 """Every name but ``everything``."""
 

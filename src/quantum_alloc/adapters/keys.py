@@ -8,12 +8,13 @@ into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have n
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from quantum_alloc.core.reading import Lane
 
-__all__ = ["LIVE", "PROPOSED", "HashKeys", "Keys", "Lane", "ShadowKeys", "is_tag", "tag_of"]
+__all__ = ["LIVE", "PROPOSED", "STREAMS", "HashKeys", "Keys", "Lane", "ShadowKeys", "is_tag", "tag_of"]
 
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TAGGED = re.compile(r"\{([^{}]+)\}(.*)", re.DOTALL)
@@ -235,3 +236,21 @@ class ShadowKeys:
 PROPOSED = "proposed"
 """What follows the prefix of targets in the names of proposals; a scan for targets passes it over."""
 LIVE = Keys()
+STREAMS: Mapping[str, str] = {
+    "attributions": "alpha.attribution",
+    "cycles": "allocation.cycle",
+    "dead_executions": "execution.deadletter",
+    "dead_plans": "apply.plan.deadletter",
+    "decisions": "allocation.decision",
+    "efficiencies": "capital.efficiency.decision",
+    "events": "governor.events",
+    "executions": "execution.result",
+    "plans": "apply.plan",
+    "portfolio_states": "portfolio.state",
+    "proposals": "allocation.target.proposed",
+    "regimes": "regime.state",
+    "results": "apply.result",
+    "transfers": "account.transfer",
+    "violations": "budget.violation",
+}
+"""Streams that every installation has once, by their names here. Settings name some of them otherwise."""

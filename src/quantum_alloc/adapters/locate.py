@@ -13,6 +13,7 @@ one connection is enough. Its connections, with their login and TLS, are what is
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -106,7 +107,7 @@ class _Peer:
             self._busy.release()
 
 
-class Asked:
+class Asked(ABC):
     """What sentinels and nodes have in common: asking all of them, and when to do it again."""
 
     def __init__(self, places: Sequence[Place], options: Mapping[str, Any], what: str, timeout_s: float) -> None:
@@ -154,15 +155,9 @@ class Asked:
         self._due = time.monotonic() + LOOK_EVERY_S
         return self._found()
 
-    def moved(self) -> Place | None:
-        """Nothing: a node that has lost the slot says so by itself."""
-        return None
-
-    def told(self, message: str, by: Place) -> None:
-        """Sentinels redirect nobody."""
-
+    @abstractmethod
     def _found(self) -> Place:
-        raise NotImplementedError
+        """What those who answered agree upon."""
 
     def close(self) -> None:
         """Close all connections."""
@@ -210,6 +205,9 @@ class Sentinels(Asked):
             self._due = time.monotonic() + LOOK_AGAIN_S
             return None
         return found if self._epoch > self._held or self._is_agreed else None
+
+    def told(self, message: str, by: Place) -> None:
+        """Sentinels redirect nobody."""
 
     def _found(self) -> Place:
         good, bad = self._ask(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._name), ("SENTINEL", "MASTER", self._name))

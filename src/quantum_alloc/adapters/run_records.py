@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Failed
-from quantum_alloc.adapters.keys import LIVE, Keys
+from quantum_alloc.adapters.keys import LIVE, STREAMS, Keys
 from quantum_alloc.adapters.store import Store, StoreError
 
 Entry = Mapping[str, str]
@@ -57,20 +57,8 @@ def streams_of(keys: Keys = LIVE, **named: str) -> Streams:
         keys: the names.
         named: by field, those that settings name otherwise.
     """
-    default = {
-        "portfolio": keys.stream("portfolio.state"),
-        "regimes": keys.stream("regime.state"),
-        "cycles": keys.stream("allocation.cycle"),
-        "decisions": keys.stream("allocation.decision"),
-        "attributions": keys.stream("alpha.attribution"),
-        "efficiencies": keys.stream("capital.efficiency.decision"),
-        "proposals": keys.stream("allocation.target.proposed"),
-        "plans": keys.stream("apply.plan"),
-        "events": keys.stream("governor.events"),
-        "results": keys.stream("apply.result"),
-        "executions": keys.stream("execution.result"),
-        "transfers": keys.stream("account.transfer"),
-    }
+    own = {"portfolio": "portfolio_states"}
+    default = {f.name: keys.stream(STREAMS[own.get(f.name, f.name)]) for f in fields(Streams)}
     return Streams(**{**default, **named})
 
 

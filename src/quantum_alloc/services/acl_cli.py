@@ -27,11 +27,7 @@ from quantum_alloc.adapters.rights import USERS, Rules, user_of
 from quantum_alloc.services.disk import put_secret
 from quantum_alloc.services.options import (
     GROUPS,
-    ApplyOptions,
-    EfficiencyOptions,
     FeedOptions,
-    GovernorOptions,
-    ProposerOptions,
     RedisOptions,
     Settings,
     load,
@@ -108,16 +104,11 @@ def rules_of(settings: Settings, *, enforces: bool = True) -> Rules:
         settings: of all services.
         enforces: whether services may be set to enforce.
     """
-    streams = {
-        "efficiencies": settings.of(EfficiencyOptions).efficiency_stream,
-        "events": settings.of(GovernorOptions).events_stream,
-        "executions": settings.of(ApplyOptions).execution_stream,
-        "plans": settings.common.plans_stream,
-        "proposals": settings.of(ProposerOptions).propose_stream,
-        "results": settings.of(ApplyOptions).results_stream,
-    }
     return Rules(
-        Names(settings.keys, streams), enforces, settings.of(FeedOptions).paper_book, _connecting(settings.redis)
+        Names(settings.keys, settings.streams),
+        enforces,
+        settings.of(FeedOptions).paper_book,
+        _connecting(settings.redis),
     )
 
 

@@ -33,10 +33,8 @@ from quantum_alloc.services.conserve import Check, checks
 from quantum_alloc.services.demo_watch import Tally, Watch
 from quantum_alloc.services.options import (
     ApplyOptions,
-    EfficiencyOptions,
     FeedOptions,
     GovernorOptions,
-    ProposerOptions,
     RedisOptions,
     Settings,
     load,
@@ -312,6 +310,7 @@ class Services:
         self.metrics = {name: Metrics(name, settings.common.metrics_max_symbols) for name in SERVICES}
         self._loops: dict[str, AnyLoop] = {}
         self._last_run: dict[str, float] = {}
+        self._levels: dict[str, int] = {}
         count_market(market, self.metrics["feed"])
         for name in SERVICES:
             self._build(name)
@@ -322,7 +321,9 @@ class Services:
 
         parts = Parts(self._settings, self._taps.of(name), self.metrics[name], self._clock, offered, own_server=True)
         self._loops[name], _ = assemble(name, parts)
-        self._loops[name].log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
+        log = self._loops[name].log
+        self._levels.setdefault(name, log.level)
+        log.setLevel(logging.ERROR)  # what a warm-up lacks is in the summary
 
     def run(self, name: str, crash: str = "") -> None:
         """One service's turn at this bar, if it is due.
@@ -359,9 +360,10 @@ class Services:
             raise StoreError("other", f"the service {name} could not finish its cycle: {loop.last_error}")
 
     def close(self) -> None:
-        """Let go of what they hold."""
-        for loop in self._loops.values():
+        """Let go of what they hold; they log as before."""
+        for name, loop in self._loops.items():
             loop.cycle.close()
+            loop.log.setLevel(self._levels[name])
 
 
 def drive(
@@ -393,15 +395,7 @@ def drive(
     market = open_market(settings.of(FeedOptions), plan.symbols)
     begun()
     taps, clock, source = Taps(server.url, passwords or {}), SetClock(0.0), Offered()
-    streams = streams_of(
-        settings.keys,
-        efficiencies=settings.of(EfficiencyOptions).efficiency_stream,
-        proposals=settings.of(ProposerOptions).propose_stream,
-        plans=settings.common.plans_stream,
-        events=settings.of(GovernorOptions).events_stream,
-        results=settings.of(ApplyOptions).results_stream,
-        executions=settings.of(ApplyOptions).execution_stream,
-    )
+    streams = streams_of(settings.keys, **settings.streams)
     equity_usd = settings.of(ApplyOptions).paper_equity_usd
     watch = Watch(taps.of("watch"), streams, equity_usd, series=plan.report, keys=settings.keys)
     services = Services(settings, taps, clock, source, market)

@@ -150,6 +150,18 @@ class Settings:
         """The names of the live lane, under this installation's hash tag."""
         return Keys(tag=self.redis.hash_tag)
 
+    @property
+    def streams(self) -> dict[str, str]:
+        """The streams that settings of all services name, by their names in ``adapters.keys.STREAMS``."""
+        return {
+            "efficiencies": self.of(EfficiencyOptions).efficiency_stream,
+            "events": self.of(GovernorOptions).events_stream,
+            "executions": self.of(ApplyOptions).execution_stream,
+            "plans": self.common.plans_stream,
+            "proposals": self.of(ProposerOptions).propose_stream,
+            "results": self.of(ApplyOptions).results_stream,
+        }
+
     def of(self, group: type[T]) -> T:
         """A service's group by its class, typed.
 
