@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -372,7 +371,11 @@ class Cluster(Group):
         raise LookupError(f"nobody serves slot {slot}")
 
     def move(self, slot: int, to: Node) -> None:
-        """Move a slot with all its keys to another node, as a rebalance does."""
+        """Move a slot with all its keys to another node, as a rebalance does.
+
+        Between two moves all have to know the first: with an epoch that is spread by halves the loser drops its keys.
+        """
+        until(self.is_agreed, 20, "all nodes tell the same slots and epochs")
         source = self.owner(slot)
         to.client.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         source.client.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(to))
@@ -384,9 +387,18 @@ class Cluster(Group):
         for node in (to, source, *self.data):
             if node.process is not None and node.client.role()[0] == "master":
                 node.client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self.id_of(to))
-        deadline = time.monotonic() + 10
-        while self.owner(slot) is not to and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: self.owner(slot) is to and self.is_agreed(), 20, "all nodes know who serves the slot")
+
+    def is_agreed(self) -> bool:
+        """Whether the nodes that run tell the same epochs, no two primaries the same one, and the same slots."""
+        views = []
+        for node in self.data:
+            if node.process is not None:
+                seen = [row.split() for row in str(node.client.execute_command("CLUSTER", "NODES")).splitlines()]
+                rows = [r for r in seen if "master" in r[2] and "fail" not in r[2]]
+                served = [(r[0], r[6], [slots for slots in r[8:] if not slots.startswith("[")]) for r in rows]
+                views.append(sorted(served))
+        return all(view == views[0] for view in views) and len({epoch for _, epoch, _ in views[0]}) == len(views[0])
 
 
 def _slots(node: Node) -> list[tuple[int, int, int]]:
