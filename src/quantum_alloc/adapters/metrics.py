@@ -8,12 +8,24 @@ their gauges are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from quantum_alloc.adapters.connecting import CODES
+from quantum_alloc.adapters.consume import REFUSALS
+from quantum_alloc.adapters.executions import Flaw
+from quantum_alloc.adapters.input_table import INPUTS, STATES
+from quantum_alloc.core.apply import ApplyReason, Fate
+from quantum_alloc.core.desk import ACTIONS, DeskReason
+from quantum_alloc.core.downsize import HintAction
+from quantum_alloc.core.gates import Outcome
+from quantum_alloc.core.governor_params import BLOCK_REASONS, GATES, Failure
+from quantum_alloc.core.proposal import ProposalReason
+from quantum_alloc.core.reading import Reason
 
 OTHER = "other"
 Labels = tuple[str, ...]
@@ -29,20 +41,82 @@ class Row:
         kind: counter, gauge or histogram.
         help: one sentence.
         labels: label names.
+        start: labels that are there at 0 from the start: a counter over a closed set has all of them, so that
+            Prometheus sees the first one as an increase.
     """
 
     name: str
     kind: str
     help: str
     labels: Labels = ()
+    start: tuple[Labels, ...] = ()
 
+
+def _each(*values: str) -> tuple[Labels, ...]:
+    """One label's values, as labels that are there from the start."""
+    return tuple((value,) for value in values)
+
+
+UNUSABLE = tuple(reason.value for reason in Reason)
+CANNOT_TELL = (*UNUSABLE, "shadow", "position_unknown", "price_unknown", "state_unreadable")
+"""Why gates 0 and 0.5 fail open."""
+
+
+def _gate_outcomes() -> tuple[Labels, ...]:
+    """What each gate may say, and why."""
+    found: list[Labels] = []
+    for gate in GATES:
+        found += [(gate.gate, Outcome.PASS.value, ""), (gate.gate, Outcome.NOT_APPLICABLE.value, "")]
+        found += [(gate.gate, Outcome.BLOCK.value, reason) for reason in gate.reasons]
+        if gate.failure is Failure.OPEN:
+            found += [(gate.gate, Outcome.WOULD_BLOCK.value, reason) for reason in gate.reasons]
+            found += [(gate.gate, Outcome.FAIL_OPEN.value, reason) for reason in CANNOT_TELL]
+    return tuple(found)
+
+
+OUTCOMES = ("ok", "nothing", "store", "error")
+ENDS: tuple[Labels, ...] = tuple(
+    (fate.value, reason.value)
+    for fate, reasons in (
+        (Fate.FILLED, (ApplyReason.OK,)),
+        (Fate.VOID, (ApplyReason.DRY_RUN, ApplyReason.NOTHING_TO_CLOSE, ApplyReason.WOULD_ADD)),
+        (Fate.REFUSED, (ApplyReason.BAD_PERMIT, ApplyReason.MODE_MISMATCH, ApplyReason.PERMIT_GONE)),
+        (Fate.EXPIRED, (ApplyReason.PERMIT_EXPIRED,)),
+    )
+    for reason in reasons
+)
+"""How a permit may end."""
+REFUSED_WRITES = (*sorted(REFUSALS), "type")
+PLANNED = (DeskReason.STOP, DeskReason.ABOVE_TARGET, DeskReason.BREAKOUT)
+HINTS = (
+    *((HintAction.NONE.value, r.value) for r in ProposalReason),
+    (HintAction.DOWNSIZE.value, ProposalReason.OK.value),
+)
 
 COMMON = (
-    Row("quantum_alloc_cycles_total", "counter", "Cycles by outcome: ok, nothing, store, error.", ("outcome",)),
+    Row(
+        "quantum_alloc_cycles_total",
+        "counter",
+        "Cycles by outcome: ok, nothing, store, error.",
+        ("outcome",),
+        _each(*OUTCOMES),
+    ),
     Row("quantum_alloc_cycle_duration_seconds", "histogram", "First read sent to last write acknowledged."),
     Row("quantum_alloc_inputs_total", "counter", "Inputs looked at, by what became of them.", ("input", "reason")),
-    Row("quantum_alloc_store_errors_total", "counter", "Cycles given up for the store, by code.", ("code",)),
-    Row("quantum_alloc_write_refused_total", "counter", "Commands that the server refused alone.", ("code",)),
+    Row(
+        "quantum_alloc_store_errors_total",
+        "counter",
+        "Cycles given up for the store, by code.",
+        ("code",),
+        _each(*sorted(CODES)),
+    ),
+    Row(
+        "quantum_alloc_write_refused_total",
+        "counter",
+        "Commands that the server refused alone.",
+        ("code",),
+        _each("WRONGTYPE", "ERR", "other"),
+    ),
     Row("quantum_alloc_symbol_errors_total", "counter", "Programming errors that cost one symbol of one cycle."),
     Row("quantum_alloc_refused_names", "gauge", "Names found that are no symbols or cluster ids."),
     Row("quantum_alloc_dropped_symbols", "gauge", "Symbols beyond MAX_SYMBOLS."),
@@ -53,10 +127,55 @@ COMMON = (
     Row("quantum_alloc_mode_info", "gauge", "1 for the mode that is on.", ("mode",)),
     Row("quantum_alloc_mode_unrecognised", "gauge", "1 when the mode variable was not understood: it runs in shadow."),
     Row("quantum_alloc_build_info", "gauge", "1 for what runs here.", ("version", "config")),
+    Row("quantum_alloc_start_timestamp_seconds", "gauge", "When the process started, by the machine's clock."),
+    Row("quantum_alloc_loop_late", "gauge", "1 while no cycle has finished for three intervals and 15 s."),
+    Row(
+        "quantum_alloc_log_lines_total",
+        "counter",
+        "Log lines of a level, shown or not; those of the process count for each of its services.",
+        ("level",),
+        _each("WARNING", "ERROR"),
+    ),
+    Row(
+        "quantum_alloc_last_log_line_timestamp_seconds",
+        "gauge",
+        "When the last log line of a level was told, by the machine's clock; absent until there is one.",
+        ("level",),
+    ),
+    Row(
+        "quantum_alloc_real_data_ratio",
+        "gauge",
+        "Share of the looks of the last 10 minutes that were on real data, of a gate or an input; absent without any.",
+        ("kind", "name"),
+    ),
+    Row(
+        "quantum_alloc_real_data_age_seconds",
+        "gauge",
+        "Seconds since a gate or an input was last decided on real data, or first looked at where it never was.",
+        ("kind", "name"),
+    ),
+    Row(
+        "quantum_alloc_armed_but_blind",
+        "gauge",
+        "1 while a gate or an input counts, is looked at, and has had no real data for 10 minutes.",
+        ("kind", "name"),
+    ),
+    Row(
+        "quantum_alloc_input_constant_seconds",
+        "gauge",
+        "Seconds for which no usable value of an input has changed, over all symbols; absent until there was one.",
+        ("input",),
+    ),
 )
 
 FEED = (
-    Row("quantum_alloc_feed_candles_total", "counter", "Candles by what became of them.", ("result",)),
+    Row(
+        "quantum_alloc_feed_candles_total",
+        "counter",
+        "Candles by what became of them.",
+        ("result",),
+        _each("published", "late", "repeated", "malformed"),
+    ),
     Row("quantum_alloc_feed_gaps_total", "counter", "Candles that do not follow the one before them directly."),
     Row("quantum_alloc_feed_live_symbols", "gauge", "Symbols that still have candles."),
     Row("quantum_alloc_price_usd", "gauge", "Last close.", ("symbol",)),
@@ -95,16 +214,29 @@ ALLOCATION = (
     Row("p29_targets_computed_total", "counter", "Targets computed.", ("symbol",)),
     Row("p29_shadow_pass_total", "counter", "Targets computed in shadow, one a symbol and cycle."),
     Row("p29_enforce_overrides_total", "counter", "Target hashes written.", ("symbol",)),
-    Row("p29_stale_fallback_total", "counter", "Inputs that were there but could not be used.", ("data_source",)),
+    Row(
+        "p29_stale_fallback_total",
+        "counter",
+        "Inputs that were there but could not be used.",
+        ("data_source",),
+        _each("portfolio", "regime", "cluster", "budget", "performance"),
+    ),
     Row("p29_allocation_confidence", "gauge", "Confidence of the target.", ("symbol",)),
     Row("p29_target_usd", "gauge", "Target.", ("symbol",)),
     Row("p29_regime_factor", "gauge", "Regime factor of the cycle."),
     Row("p29_cluster_factor", "gauge", "Cluster factor.", ("cluster",)),
     Row("p29_drawdown_factor", "gauge", "Drawdown factor of the cycle."),
+    Row("quantum_alloc_performance_factor", "gauge", "Performance factor that was applied.", ("symbol",)),
     Row("p29_loop_duration_seconds", "histogram", "First read sent to last write acknowledged."),
     Row("quantum_alloc_targets", "gauge", "Targets of the last cycle."),
     Row("quantum_alloc_proposed_factor", "gauge", "The proposer's factor, with P29_USE_PROPOSED.", ("symbol",)),
-    Row("quantum_alloc_skipped_total", "counter", "Symbols without a target, by reason.", ("reason",)),
+    Row(
+        "quantum_alloc_skipped_total",
+        "counter",
+        "Symbols without a target, by reason.",
+        ("reason",),
+        _each(*(f"budget_{reason}" for reason in UNUSABLE if reason != Reason.STALE)),
+    ),
 )
 EXECUTIONS = (
     Row(
@@ -112,6 +244,7 @@ EXECUTIONS = (
         "counter",
         "Entries of the execution stream: applied, open (no PnL), other_symbol, or why they were set aside.",
         ("result",),
+        _each("applied", "open", "other_symbol", *(flaw.value for flaw in Flaw)),
     ),
     Row("quantum_alloc_execution_missed_total", "counter", "Entries that were gone before they were read."),
     Row("quantum_alloc_execution_stream_restarts_total", "counter", "Times that the stream was found begun again."),
@@ -138,6 +271,7 @@ EFFICIENCY = (
     Row("p31_inputs_stale_total", "counter", "Inputs out of date and still used: p30, p29.", ("symbol", "which")),
     Row("p31_efficiency_score", "gauge", "Efficiency score, 0 to 1.", ("symbol",)),
     Row("p31_confidence", "gauge", "Confidence of the efficiency.", ("symbol",)),
+    Row("quantum_alloc_pressure_symbols", "gauge", "Symbols by capital pressure.", ("pressure",)),
     Row("p31_written_total", "counter", "Efficiency hashes written, in the live lane.", ("symbol",)),
     Row("p31_lkg_used_total", "counter", "Cycles in which a last known good value stood in.", ("symbol",)),
     Row("quantum_alloc_outliers_total", "counter", "Executions with a PnL above ten targets.", ("symbol",)),
@@ -145,16 +279,47 @@ EFFICIENCY = (
 )
 PROPOSER = (
     Row("p29_shadow_loops_total", "counter", "Cycles that ended."),
-    Row("p29_shadow_proposed_total", "counter", "Proposals by reason.", ("reason",)),
+    Row(
+        "p29_shadow_proposed_total",
+        "counter",
+        "Proposals by reason.",
+        ("reason",),
+        _each(*(reason.value for reason in ProposalReason)),
+    ),
     Row("p29_shadow_multiplier", "gauge", "Multiplier proposed.", ("symbol",)),
     Row("p29_shadow_eff_confidence", "gauge", "Confidence of the efficiency.", ("symbol",)),
     Row("p29_shadow_eff_score", "gauge", "Efficiency score.", ("symbol",)),
-    Row("quantum_alloc_not_proposed_total", "counter", "Symbols without a usable base target, by why.", ("reason",)),
+    Row(
+        "quantum_alloc_not_proposed_total",
+        "counter",
+        "Symbols without a usable base target, by why.",
+        ("reason",),
+        _each(*(f"base_{reason}" for reason in UNUSABLE)),
+    ),
 )
 GOVERNOR = (
     Row("quantum_govern_allow_total", "counter", "Permits.", ("symbol",)),
     Row("quantum_govern_block_total", "counter", "Blocks, by the reason of the first gate.", ("symbol", "reason")),
-    Row("quantum_govern_disarm_total", "counter", "Times that the kill switch was set to reduce.", ("reason",)),
+    Row(
+        "quantum_alloc_blocks_total",
+        "counter",
+        "Blocks, by the reason of the verdict.",
+        ("reason",),
+        _each(*BLOCK_REASONS),
+    ),
+    Row(
+        "quantum_govern_disarm_total",
+        "counter",
+        "Times that the kill switch was set to reduce.",
+        ("reason",),
+        _each("burst_limit_exceeded", "error_count"),
+    ),
+    Row(
+        "quantum_alloc_limit_used_ratio",
+        "gauge",
+        "Headroom: observed over limit of each gate that has one, of a symbol's last plan; 1 is used up.",
+        ("gate", "symbol"),
+    ),
     Row(
         "quantum_govern_exec_count_hour",
         "gauge",
@@ -166,19 +331,21 @@ GOVERNOR = (
     Row("gov_p29_block_total", "counter", "Plans that gate 0.5 blocked.", ("symbol",)),
     Row("gov_p29_missing_total", "counter", "Plans that passed gate 0.5 for want of a target.", ("symbol",)),
     Row("gov_p29_stale_total", "counter", "Plans that passed gate 0.5 because the target was too old.", ("symbol",)),
-    Row("p32_eff_apply_total", "counter", "Downsize hints on permits.", ("action", "reason")),
+    Row("p32_eff_apply_total", "counter", "Downsize hints on permits.", ("action", "reason"), HINTS),
     Row("p32_eff_factor", "gauge", "Factor of the last hint.", ("symbol",)),
     Row(
         "quantum_alloc_plans_total",
         "counter",
         "Plans by answer: permit, block, replay, conflict, not_governed, bad_id, dead_letter.",
         ("result",),
+        _each("permit", "block", "replay", "conflict", "not_governed", "bad_id", "dead_letter"),
     ),
     Row(
         "quantum_alloc_gate_outcomes_total",
         "counter",
         "What each gate said: pass, block, would_block, fail_open, not_applicable, and why.",
         ("gate", "outcome", "reason"),
+        _gate_outcomes(),
     ),
     Row("quantum_alloc_plans_waiting", "gauge", "Plans that are held and not answered yet."),
     Row("quantum_alloc_plans_moved_total", "counter", "Answers decided again because something had changed."),
@@ -192,8 +359,20 @@ GOVERNOR = (
     Row("quantum_alloc_permits_restored_total", "counter", "Permits put back after a loss of writes."),
 )
 APPLY = (
-    Row("quantum_alloc_apply_results_total", "counter", "Permits by what became of them, and why.", ("fate", "reason")),
-    Row("quantum_alloc_apply_refused_total", "counter", "Writes refused because something had changed.", ("reason",)),
+    Row(
+        "quantum_alloc_apply_results_total",
+        "counter",
+        "Permits by what became of them, and why.",
+        ("fate", "reason"),
+        ENDS,
+    ),
+    Row(
+        "quantum_alloc_apply_refused_total",
+        "counter",
+        "Writes refused because something had changed.",
+        ("reason",),
+        _each(*REFUSED_WRITES),
+    ),
     Row("quantum_alloc_fills_total", "counter", "Fills.", ("symbol", "side")),
     Row("quantum_alloc_fill_notional_usd_total", "counter", "Notional of fills.", ("symbol",)),
     Row("quantum_alloc_hints_applied_total", "counter", "Opens that were filled with less because of a hint."),
@@ -215,8 +394,14 @@ APPLY = (
     Row("quantum_alloc_kill_state", "gauge", "1 for what the kill switch says, its latch included.", ("state",)),
 )
 DESK = (
-    Row("quantum_alloc_desk_plans_total", "counter", "Plans that were proposed.", ("action",)),
-    Row("quantum_alloc_desk_quiet_total", "counter", "Symbols of a cycle without a plan, and why.", ("reason",)),
+    Row("quantum_alloc_desk_plans_total", "counter", "Plans that were proposed.", ("action",), _each(*ACTIONS)),
+    Row(
+        "quantum_alloc_desk_quiet_total",
+        "counter",
+        "Symbols of a cycle without a plan, and why.",
+        ("reason",),
+        _each(*(reason.value for reason in DeskReason if reason not in PLANNED)),
+    ),
 )
 TABLES: Mapping[str, tuple[Row, ...]] = {
     "feed": FEED,
@@ -247,8 +432,13 @@ class Metrics(Collector):
         self.service = service
         self._rows = {row.name: row for row in (*COMMON, *TABLES.get(service, ()))}
         self._values: dict[str, dict[Labels, float]] = {
-            row.name: ({} if row.labels else {(): 0.0}) for row in self._rows.values() if row.kind != "histogram"
+            row.name: (dict.fromkeys(row.start, 0.0) if row.labels else {(): 0.0})
+            for row in self._rows.values()
+            if row.kind != "histogram"
         }
+        for one in INPUTS.get(service, ()):
+            self._values["quantum_alloc_inputs_total"].update({(one.name, state): 0.0 for state in STATES})
+        self._at_scrape: dict[str, Callable[[], Mapping[Labels, float]]] = {}
         self._max_symbols = max_symbols
         self._symbols: set[str] = set()
         self._registry = CollectorRegistry()
@@ -302,6 +492,26 @@ class Metrics(Collector):
             shown = sorted(values)[: self._max_symbols]
         self._values[name] = {(k,): values[k] for k in shown}
 
+    def at_scrape(self, name: str, work_out: Callable[[], Mapping[Labels, float]]) -> None:
+        """Work a gauge out whenever it is read.
+
+        Args:
+            name: of the table.
+            work_out: its values by labels; it must be quick, and safe in another thread.
+        """
+        self._at_scrape[name] = work_out
+
+    def _read(self, name: str) -> dict[Labels, float]:
+        """The values of a metric as they are now; a gauge's symbols are those that get a label of their own."""
+        work_out = self._at_scrape.get(name)
+        if work_out is None:
+            return self._values[name].copy()
+        found, labels = dict(work_out()), self._rows[name].labels
+        if "symbol" not in labels:
+            return found
+        at = labels.index("symbol")
+        return {k: v for k, v in found.items() if self._has_label(k[at])}
+
     def observe(self, name: str, value: float) -> None:
         """Put a value into a histogram.
 
@@ -318,19 +528,22 @@ class Metrics(Collector):
             name: of the table.
             labels: values, in the table's order.
         """
-        return self._values[name].get(labels, 0.0)
+        values = self._read(name) if name in self._at_scrape else self._values[name]
+        return values.get(labels, 0.0)
 
     def values(self, name: str) -> dict[Labels, float]:
-        """All values of a counter or gauge, by labels."""
-        return self._values[name].copy()
+        """All values of a gauge, or what a counter has counted, by labels."""
+        values = self._read(name)
+        return {k: v for k, v in values.items() if v} if self._rows[name].kind == "counter" else values
 
     def collect(self) -> Iterator[Metric]:
         """The snapshot that Prometheus reads."""
-        for name, values in self._values.items():
-            row = self._rows[name]
+        for name, row in self._rows.items():
+            if row.kind == "histogram":
+                continue
             family = CounterMetricFamily if row.kind == "counter" else GaugeMetricFamily
             metric = family(name, row.help, labels=row.labels)
-            for labels, value in values.copy().items():
+            for labels, value in self._read(name).items():
                 metric.add_metric(labels, value)
             yield metric
 

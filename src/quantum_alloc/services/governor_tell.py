@@ -10,15 +10,18 @@ from quantum_alloc.adapters import plans
 from quantum_alloc.adapters.commit import Basis
 from quantum_alloc.adapters.intake import Intake
 from quantum_alloc.adapters.metrics import OTHER, Metrics
-from quantum_alloc.core.gates import Outcome
-from quantum_alloc.core.governor_inputs import Kill
+from quantum_alloc.core.gates import Checked, Outcome
+from quantum_alloc.core.governor_inputs import Kill, SymbolSnapshot
 from quantum_alloc.core.governor_params import GATES, GovernorParams
 from quantum_alloc.core.limits import BURST_S, HOUR_S, US
 from quantum_alloc.core.stability import ClockState
+from quantum_alloc.core.vacuity import is_real
 from quantum_alloc.core.verdicts import Block, Conflict, Decision, Permit, Replay
+from quantum_alloc.services.governor_headroom import Headroom
 from quantum_alloc.services.governor_keeper import Keeper
 from quantum_alloc.services.logs import NAMED, Case, Fields, changed, few, say
 from quantum_alloc.services.loop import Told
+from quantum_alloc.services.vacuity import GATE, Watch, values_of
 
 log = logging.getLogger("quantum_alloc.governor")
 SYMBOLS_MAX = 10_000
@@ -63,6 +66,11 @@ class Tally:
     def __init__(self, metrics: Metrics, params: GovernorParams) -> None:
         """Start at nothing."""
         self._m, self._params = metrics, params
+        self._headroom = Headroom(metrics, params, SYMBOLS_MAX)
+        enforced = [gate.gate for gate in GATES if params.enforces(gate)]
+        limits = {"0": "budget", "0.5": "target"}
+        unused = [name for gate, name in limits.items() if gate not in enforced]
+        self._watch = Watch(metrics, params.apply_mode, gates=enforced, unused=unused)
         self._permits_us: dict[str, list[int]] = {}
         self._factors: dict[str, float] = {}
         self._kill, self._hold = Kill.OFF, ""
@@ -86,12 +94,12 @@ class Tally:
                 permits.append(answer.plan.symbol)
             elif isinstance(answer, Block):
                 blocks.append(_case(answer))
-        for (gate, (outcome, reason)), n in self._said.items():
-            self._m.add("quantum_alloc_gate_outcomes_total", gate, outcome.value, reason, amount=n)
-        self._said.clear()
+        self._gates(basis.snapshot.now_us / US)
         for result, n in found.items():
             self._m.add("quantum_alloc_plans_total", result, amount=n)
-        self._inputs(basis)
+        self._inputs(basis, g)
+        self._watch.tell(basis.snapshot.now_us / US)
+        self._headroom.tell(basis.snapshot.now_us)
         self._gauges(basis, g)
         self._say(basis, g)
         self._vain = self._vain + 1 if g.refused else 0
@@ -135,9 +143,12 @@ class Tally:
             if symbol in self._factors or len(self._factors) < SYMBOLS_MAX:
                 self._factors[symbol] = made.hint.factor
         self._count(symbol, made)
+        if not made.plan.flaw:
+            self._headroom.see(made)
         if isinstance(made, Permit):
             return
         m.add("quantum_govern_block_total", symbol, made.reason)
+        m.add("quantum_alloc_blocks_total", made.reason)
         if made.gate == "0.5":
             m.add("gov_p29_block_total", symbol)
         if made.disarms:
@@ -150,6 +161,20 @@ class Tally:
             text = f"plan {made.plan.plan_id} of {made.plan.symbol} is blocked by {case['gate']}: {made.reason}"
             say(log, logging.DEBUG, "decision", text, case)
 
+    def _gates(self, now: float) -> None:
+        """What the gates said of the plans of a cycle, and whether they said it on real data."""
+        looks: Counter[str] = Counter()
+        real: Counter[str] = Counter()
+        for (gate, (outcome, reason)), n in self._said.items():
+            self._m.add("quantum_alloc_gate_outcomes_total", gate, outcome.value, reason, amount=n)
+            is_known = is_real(Checked(outcome, reason))
+            if is_known is not None:
+                looks[gate] += n
+                real[gate] += n * is_known
+        for gate, n in looks.items():
+            self._watch.look(now, GATE, gate, n, real[gate])
+        self._said.clear()
+
     def _count(self, symbol: str, made: Permit | Block) -> None:
         """What the ledger has counted of a symbol, whoever permitted it."""
         use = made.inputs.usage
@@ -161,17 +186,29 @@ class Tally:
         if times:
             self._permits_us[symbol] = times
 
-    def _inputs(self, basis: Basis) -> None:
-        looked: Counter[tuple[str, str]] = Counter()
-        for one in basis.snapshot.symbols.values():
+    def _inputs(self, basis: Basis, g: Governed) -> None:
+        """What was read for the plans that have their answer; of other symbols of the book only the position was."""
+        s = basis.snapshot
+        asked = {a.plan.symbol for a in g.settled if isinstance(a, (Permit, Block, Replay, Conflict))}
+        own: dict[str, SymbolSnapshot] = {symbol: s.symbols[symbol] for symbol in sorted(asked & s.symbols.keys())}
+        if not own:
+            return
+        looked: Counter[tuple[str, str]] = Counter({("portfolio", s.totals.state): 1})
+        for one in own.values():
             looked["position", one.position.state] += 1
             looked["market", one.market_usd.state] += 1
             looked["target", one.target.state] += 1
             looked["budget", one.budget.state] += 1
             looked["violation", one.violation_usd.state] += 1
             looked["efficiency", one.efficiency.state] += 1
-        for (name, state), n in looked.items():
-            self._m.add("quantum_alloc_inputs_total", name, state, amount=n)
+        values = {
+            "portfolio": values_of({"": s.totals}),
+            "market": values_of({symbol: one.market_usd for symbol, one in own.items()}),
+            "target": values_of({symbol: one.target for symbol, one in own.items()}),
+            "budget": values_of({symbol: one.budget for symbol, one in own.items()}),
+            "efficiency": values_of({symbol: one.efficiency for symbol, one in own.items()}),
+        }
+        self._watch.inputs(s.now_us / US, looked, values)
 
     def _gauges(self, basis: Basis, g: Governed) -> None:
         m, s = self._m, basis.snapshot

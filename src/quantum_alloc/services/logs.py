@@ -17,7 +17,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 from quantum_alloc.services.log_names import (
     COMMON,
@@ -37,9 +38,46 @@ from quantum_alloc.services.log_names import (
 
 __all__ = [
     "COMMON", "EVENTS", "FIELDS", "ITEMS_LIMIT", "NAMED", "STATES", "TEXT_LIMIT", "TRACEBACK_LIMIT", "VALUE_LIMIT",
-    "Case", "Event", "Fields", "Json", "Plain", "changed", "escape", "few", "is_journal", "priority", "reference_page",
-    "say", "set_up", "text_of",
+    "Case", "Counts", "Event", "Fields", "Json", "Plain", "changed", "count_lines", "escape", "few", "is_journal",
+    "priority", "reference_page", "say", "set_up", "text_of",
 ]  # fmt: skip
+
+COUNTED = ("WARNING", "ERROR")
+PROCESS = "quantum_alloc"
+
+
+class Counts(Protocol):
+    """What counts a service's lines: its metrics."""
+
+    def add(self, name: str, *labels: str) -> None:
+        """Let a counter grow."""
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Set a gauge."""
+
+
+_counted: WeakValueDictionary[str, Counts] = WeakValueDictionary()
+
+
+def count_lines(name: str, metrics: Counts) -> None:
+    """Count the WARNING and ERROR lines of a logger from now on, for as long as the metrics are there.
+
+    Args:
+        name: of the logger; the lines of the process count for everybody.
+        metrics: of its service; the last ones that were named count.
+    """
+    _counted[name] = metrics
+
+
+def _count(log: logging.Logger, level: int) -> None:
+    name = COUNTED[-1] if level >= logging.ERROR else COUNTED[0] if level >= logging.WARNING else ""
+    if not name:
+        return
+    for metrics in list(_counted.values()) if log.name == PROCESS else [_counted.get(log.name)]:
+        if metrics is not None:
+            metrics.add("quantum_alloc_log_lines_total", name)
+            metrics.set("quantum_alloc_last_log_line_timestamp_seconds", time.time(), name)
+
 
 _ESCAPES = {c: f"\\x{c:02x}" for c in (*range(32), 127, *range(128, 160))} | {10: "\\n", 13: "\\r", 9: "\\t"}
 _ESCAPES |= {c: f"\\u{c:04x}" for c in (0x2028, 0x2029)}
@@ -98,7 +136,7 @@ def say(
     log: logging.Logger, level: int, event: Event, text: str, fields: Fields | Case | None = None,
     *, failed: bool = False,
 ) -> None:  # fmt: skip
-    """Log a line.
+    """Log a line, and count it where it is a warning or worse, shown or not.
 
     Args:
         log: of the service.
@@ -108,6 +146,7 @@ def say(
         fields: what it carries beside.
         failed: whether the exception at hand is told too.
     """
+    _count(log, level)
     log.log(level, "%s", text, exc_info=failed, extra={"event": event, "fields": fields or {}})
 
 

@@ -24,7 +24,7 @@ from quantum_alloc.adapters.effects import Group
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.core.isolate import Attempt
-from quantum_alloc.services.logs import NAMED, Fields, changed, say, text_of
+from quantum_alloc.services.logs import NAMED, Fields, changed, count_lines, say, text_of
 
 S = TypeVar("S")
 Seen = TypeVar("Seen")
@@ -111,6 +111,8 @@ class Loop(Generic[S, Seen, Made]):
         self.cycle = cycle
         self.metrics = metrics
         self.log = logging.getLogger(f"quantum_alloc.{cycle.name}")
+        count_lines(self.log.name, metrics)
+        metrics.at_scrape("quantum_alloc_loop_late", lambda: {(): float(self.is_late())})
         self.ready = False
         self.cycles = 0
         self.last_now: float | None = None
