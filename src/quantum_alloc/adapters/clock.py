@@ -1,4 +1,4 @@
-"""Where ``now`` comes from: the machine's clock, or a clock that somebody sets."""
+"""Where ``now`` comes from: the machine's clock, one that runs beside it, or a clock that somebody sets."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ class WallClock:
         return time.time()
 
 
+class ShiftedClock:
+    """The machine's clock and a constant on top: what runs on it lives at its own time, at the pace of the machine.
+
+    Attributes:
+        offset_s: how far it is ahead of the machine's clock, seconds.
+    """
+
+    def __init__(self, offset_s: float) -> None:
+        """Run ``offset_s`` seconds ahead of the machine's clock."""
+        self.offset_s = offset_s
+
+    def now(self) -> float:
+        """Unix seconds."""
+        return time.time() + self.offset_s
+
+
 class SetClock:
     """A clock that stands still until it is set: simulated time, and ``--now``."""
 
@@ -36,3 +52,21 @@ class SetClock:
     def set(self, now: float) -> None:
         """Jump to ``now``, unix seconds."""
         self._now = now
+
+
+def runs(clock: Clock | None) -> bool:
+    """Whether time goes on by itself, so that one may wait for something: no clock of its own is the server's.
+
+    >>> runs(WallClock()), runs(ShiftedClock(-60.0)), runs(None), runs(SetClock(0.0))
+    (True, True, True, False)
+    """
+    return not isinstance(clock, SetClock)
+
+
+def offset_s(clock: Clock) -> float:
+    """How far a clock that runs is ahead of the machine's, seconds.
+
+    >>> offset_s(WallClock()), offset_s(ShiftedClock(-60.0))
+    (0.0, -60.0)
+    """
+    return clock.offset_s if isinstance(clock, ShiftedClock) else 0.0

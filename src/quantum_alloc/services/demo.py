@@ -45,7 +45,7 @@ from quantum_alloc.services.values import render
 NOT_FROM_OUTSIDE = (
     *(v.spec.env for v in variables(RedisOptions) if v.spec.env != "QA_HASH_TAG"),
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
-    "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY",
+    "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY", "QA_PORT_OFFSET",
     "GOV_SIGNING_KEY_FILE", "P31_RUN_ONCE", "P29_METRICS_PORT", "P30_METRICS_PORT", "P31_PORT", "P31_HEALTH_PORT",
 )  # fmt: skip
 OWN = {"CLOCK": "simulated", "GOV_CONSUMER": "demo", "GOV_DURABILITY": "none", "PAPER_BOOK": "1", "SHADOW_LANE": "1"}
@@ -269,6 +269,26 @@ def profile_of(settings: Settings) -> dict[str, str]:
     return {name: found[name] for name in (*PROFILE, *others)}
 
 
+def environ_of(plan: Plan, environ: Mapping[str, str], directory: Path | None = None) -> dict[str, str]:
+    """The environment's rules, and the demo's own candles and state.
+
+    Args:
+        plan: files, symbols and seed.
+        environ: the process' environment.
+        directory: where services keep their files; None where none is started.
+    """
+    own = {k: v for k, v in environ.items() if k not in NOT_FROM_OUTSIDE}
+    fixed = {"PAPER_BOOK": "1", "QA_FEED_SEED": str(plan.seed), "QA_FEED_STRICT": str(int(plan.strict))}
+    own = {**OWN, **PROFILE, **{k: v for k, v in own.items() if v.strip()}, **fixed}
+    if directory is not None:
+        own["STATE_DIRECTORY"] = str(directory)
+    if plan.candles:
+        own["QA_FEED_CANDLES"] = ":".join(plan.candles)
+    if plan.symbols:
+        own["QA_SYMBOLS"] = ",".join(plan.symbols)
+    return own
+
+
 def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None = None) -> Settings:
     """The demo's settings: the environment's rules, its own server, candles and state.
 
@@ -280,16 +300,7 @@ def settings_of(plan: Plan, environ: Mapping[str, str], directory: Path | None =
     Raises:
         SettingsError: every error at once.
     """
-    own = {k: v for k, v in environ.items() if k not in NOT_FROM_OUTSIDE}
-    fixed = {"PAPER_BOOK": "1", "QA_FEED_SEED": str(plan.seed), "QA_FEED_STRICT": str(int(plan.strict))}
-    own = {**OWN, **PROFILE, **{k: v for k, v in own.items() if v.strip()}, **fixed}
-    if directory is not None:
-        own["STATE_DIRECTORY"] = str(directory)
-    if plan.candles:
-        own["QA_FEED_CANDLES"] = ":".join(plan.candles)
-    if plan.symbols:
-        own["QA_SYMBOLS"] = ",".join(plan.symbols)
-    return load(list(SERVICES), own)
+    return load(list(SERVICES), environ_of(plan, environ, directory))
 
 
 class Services:

@@ -12,8 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from quantum_alloc.adapters.embedded import EmbeddedServer
+from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.services import report
 from quantum_alloc.services.demo import Outcome, Progress
+from quantum_alloc.services.demo_keep import Kept
 from quantum_alloc.services.demo_watch import Tally
 from quantum_alloc.services.plot import PlotError
 from quantum_alloc.services.show import table
@@ -245,6 +248,47 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
         *where,
     ]
     return "\n".join(lines)
+
+
+def where_server(server: EmbeddedServer, pid: int, outcome: Outcome, keys: Keys) -> list[str]:
+    """How to look at a server that was left up with its records standing still.
+
+    Args:
+        server: of the demo.
+        pid: its process.
+        outcome: of the demo.
+        keys: its names.
+    """
+    symbol = outcome.symbols[0]
+    return [
+        f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {pid})",
+        f"Try: redis-cli -s {server.socket} hgetall {keys.target(symbol)}",
+        f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
+        "     export STATE_DIRECTORY=$(mktemp -d)   (before you run a governor on it)",
+        f"     quantum-alloc explain {symbol}   (in the virtual environment: . .venv/bin/activate)",
+    ]
+
+
+def where_all(server: EmbeddedServer, pid: int, kept: Kept, symbol: str) -> list[str]:
+    """How to look at services that go on.
+
+    Args:
+        server: of the demo.
+        pid: its process.
+        kept: the services.
+        symbol: to look at, for example.
+    """
+    with_settings = f"quantum-alloc --env-file {kept.env_file}"
+    ended = ["The candles have ended: prices grow old from now on, and the services hold back."] if kept.ended else []
+    return [
+        f"All services go on at the clock's pace; they log to {kept.log_file}",
+        *ended,
+        f"End them and their server with: kill {pid}   (the services alone: kill {kept.pid})",
+        f"Try: {with_settings} status   (in the virtual environment: . .venv/bin/activate)",
+        f"     {with_settings} prove all",
+        f"     {with_settings} explain {symbol}",
+        f"     redis-cli -s {server.socket}",
+    ]
 
 
 def as_dict(outcome: Outcome) -> dict[str, Any]:
