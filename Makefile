@@ -49,9 +49,11 @@ docs: $(STAMP) ## write the generated reference pages, shell completion and manu
 	@$(BIN)/quantum-alloc config docs settings > docs/reference/settings.md
 	@$(BIN)/quantum-alloc config docs metrics > docs/reference/metrics.md
 	@$(BIN)/quantum-alloc config docs logs > docs/reference/logs.md
+	@$(BIN)/quantum-alloc config docs keys > docs/reference/keys.md
+	@$(BIN)/quantum-alloc config docs alerts > docs/reference/alerts.md
 	@$(BIN)/python -m tests.tools.shell_pages
 
-deploy: $(STAMP) ## write the copies of units, users and env files in deploy/ anew
+deploy: $(STAMP) ## write the copies of units, rights, rules and dashboard in deploy/ anew
 	@$(BIN)/quantum-alloc config deploy deploy >/dev/null
 
 lock: $(STAMP) ## resolve requirements.lock anew (installs uv into .venv)

@@ -86,7 +86,7 @@ def test_the_public_surface_is_documented(name: str) -> None:
             assert re.search(rf"\b{field}\b", doc), f"{name} does not tell what {field} is"
 
 
-@pytest.mark.parametrize("page", ["settings", "metrics", "logs"])
+@pytest.mark.parametrize("page", ["settings", "metrics", "logs", "keys", "alerts"])
 def test_reference_pages_are_up_to_date(page: str, capsys: pytest.CaptureFixture[str]) -> None:
     """The generated pages stand in docs/reference as they would be written now: run `make docs`."""
     assert main(["config", "docs", page], {}) == 0

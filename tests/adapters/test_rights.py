@@ -21,13 +21,13 @@ from quantum_alloc.adapters.key_patterns import (
     Names,
 )
 from quantum_alloc.adapters.keys import STREAMS, Keys, Lane, ShadowKeys
-from quantum_alloc.adapters.rights import USERS, Right, Rules, When, user_of
+from quantum_alloc.adapters.rights import PROVED, USERS, Right, Rules, When, user_of
 from quantum_alloc.services import acl_cli
 from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.options import GROUPS, load
 from quantum_alloc.services.service_options import TAKEN_STREAMS
 
-NO_KEYS = {"key", "tagged", "stream", "shadow", "root", "lane", "tag"}
+NO_KEYS = {"key", "tagged", "stream", "shadow", "root", "lane", "tag", "proof"}
 """What ``Keys`` has beside keys."""
 OWNERS = {
     # written by one service alone
@@ -220,8 +220,21 @@ def test_every_script_is_allowed_to_who_runs_it() -> None:
         words = Rules().words(name)
         assert not {"+eval", "+evalsha"} & set(words)
         selectors = [w for w in words if w.startswith("(")]
-        assert len(selectors) == bool(user.scripts)
-        assert all(shlex.split(s.strip("()"))[:2] == ["+eval", "+evalsha"] for s in selectors)
+        proving = [s for s in selectors if "~quantum:proof:*" in s]
+        assert len(proving) == user.proves
+        others = [s for s in selectors if s not in proving]
+        assert len(others) == bool(user.scripts)
+        assert all(shlex.split(s.strip("()"))[:2] == ["+eval", "+evalsha"] for s in others)
+
+
+def test_who_proves_reaches_its_lanes_with_the_commands_of_what_it_proves() -> None:
+    """The operator alone; the selector opens no key but those of proofs, and no command but those services send."""
+    assert [name for name, user in USERS.items() if user.proves] == ["operator"]
+    (words,) = (w.strip("()").split() for w in Rules().words("operator") if "proof" in w)
+    assert [w for w in words if not w.startswith("+")] == ["~quantum:proof:*"]
+    sent = {c for service in PROVED for c in USERS[service].commands}
+    assert {w[1:] for w in words if w.startswith("+")} == {*sent, "del", "eval", "evalsha"}
+    assert set(PROVED) < set(SERVICES)
 
 
 def test_the_files_of_the_repository_are_what_the_generator_makes() -> None:

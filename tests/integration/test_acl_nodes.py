@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from quantum_alloc.adapters.key_patterns import Names
+from quantum_alloc.adapters.lane_store import found
 from quantum_alloc.adapters.rights import USERS, user_of
-from quantum_alloc.services import acl_cli
+from quantum_alloc.services import acl_cli, app
 from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.options import GROUPS, load
+from quantum_alloc.services.proof import GROUPS as CHECKED
+from quantum_alloc.services.proof_lane import run_cases
 from tests.support.nodes import HOST, NAME, Cluster, Node, Watched
 from tests.support.ruling import PASSWORDS, SECRETS
 
@@ -35,6 +39,15 @@ def silent(nodes: Sequence[Node]) -> Iterator[None]:
     assert not [log for log in found.values() if log]
 
 
+def prove(environ: Mapping[str, str]) -> None:
+    """The cases of a proof: all pass, whoever the primary is, and all of their keys are in one slot."""
+    settings = load(list(GROUPS), environ, together=False)
+    store = app.open_store(settings)
+    assert [r for r in run_cases(settings, store, list(CHECKED), "t1") if not r.ok] == []
+    assert found(store, Names(settings.keys).proofs) == []
+    store.close()
+
+
 def every_service(directory: Path, environ: Mapping[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     """One cycle of each service, and an operator's look, each with its own user."""
     for name in (*SERVICES, "operator", "watch"):
@@ -45,6 +58,8 @@ def every_service(directory: Path, environ: Mapping[str, str], capsys: pytest.Ca
         own = {**ENFORCING, **environ, **login, "STATE_DIRECTORY": str(directory / "state")}
         command = ["run", name, "--once"] if name in SERVICES else ["status"]
         assert main(command, own) == 0, (name, capsys.readouterr().err)
+        if name == "operator":
+            prove(own)
     capsys.readouterr()
 
 

@@ -182,8 +182,8 @@ def test_it_never_touches_a_server_that_it_did_not_start(client: Client, any_ser
 
 
 def test_keep_leaves_the_server_and_its_keys() -> None:
-    """--keep: the server is up after the end, its keys do not expire, every record decides again, status reads it."""
-    found = as_json("--bars", "20", "--keep")
+    """--keep=server: the server is up after the end, its keys do not expire, every record decides again, status reads it."""
+    found = as_json("--bars", "20", "--keep=server")
     try:
         client: Any = redis.Redis.from_url(found["url"], decode_responses=True)
         assert client.ttl("quantum:allocation:target:BTCUSDT") == -1
@@ -270,7 +270,7 @@ def test_equity_and_drawdown_follow_the_candles(shared: Path) -> None:
     """On real candles equity and drawdown are those of an independent calculation, from fills and candles alone:
     100,000 USD, less 0.04 % of each fill, plus each position x the change of its close."""
     path, run = shared / "data" / "klines_1m_2025-12-13_18.csv.gz", 1000 if CI else 400
-    found = as_json("--candles", str(path), "--symbols", ELEVEN, "--bars", str(run), "--keep")
+    found = as_json("--candles", str(path), "--symbols", ELEVEN, "--bars", str(run), "--keep=server")
     try:
         client: Any = redis.Redis.from_url(found["url"], decode_responses=True)
         states = [f for _, f in client.xrange("quantum:stream:portfolio.state")]

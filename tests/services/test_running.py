@@ -36,6 +36,17 @@ def test_a_clock_set_back_does_not_silence_the_feed(back_s: float) -> None:
     assert paced.ended
 
 
+def test_a_feed_that_goes_on_waits_for_its_next_candle() -> None:
+    """With a time for the first step nothing is handed out before it, and states are written again until then."""
+    step = Step(60.0, ())
+    paced = Paced(iter([step]), bar_s=60.0, speed=1.0, rewrite_s=REWRITE_S, due=1_060.0)
+    assert paced.take(1_001.0) is None
+    assert paced.wait_s(1_001.0) == REWRITE_S
+    assert (paced.take(1_059.9), paced.ended) == (None, False)
+    assert paced.wait_s(1_059.9) == pytest.approx(0.1)
+    assert paced.take(1_060.0) is step
+
+
 @pytest.fixture
 def systemd(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[socket.socket]:
     """The socket that systemd would listen at."""

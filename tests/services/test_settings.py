@@ -25,6 +25,7 @@ from quantum_alloc.services.options import (
     RedisOptions,
     Settings,
     load,
+    port_variables,
 )
 from quantum_alloc.services.redis_options import mask_url
 from quantum_alloc.services.settings import ApplyMode, Mode, SettingsError, read, var, variables
@@ -295,6 +296,19 @@ def test_two_services_of_a_process_cannot_share_a_port() -> None:
     assert error.startswith("P31_HEALTH_PORT=8059: allocation listens there too (P29_METRICS_PORT)")
     assert load(["efficiency"], clash).warnings == ()
     assert load(["efficiency", "proposer"], clash, together=False).warnings == ()
+
+
+def test_an_offset_moves_every_port() -> None:
+    """QA_PORT_OFFSET is added to each port, its own variable or not; beyond the last port it is refused."""
+    moved = load_all({"QA_PORT_OFFSET": "4000", "P29_METRICS_PORT": "9100"}).services
+    for name, options in load_all({"P29_METRICS_PORT": "9100"}).services.items():
+        for variable, port in port_variables(options).items():
+            assert port_variables(moved[name])[variable] == port + 4000
+    told = errors_of({"QA_PORT_OFFSET": "57000", "P31_PORT": "8536", "P31_HEALTH_PORT": "9000"}, ["efficiency", "desk"])
+    assert told == (
+        "QA_PORT_OFFSET=57000: P31_PORT=8536 would become 65536: a port is at most 65535",
+        "QA_PORT_OFFSET=57000: P31_HEALTH_PORT=9000 would become 66000: a port is at most 65535",
+    )
 
 
 @pytest.mark.parametrize(("slip", "meant"), [("SHADOWLANE", "SHADOW_LANE"), ("PAPERBOOK", "PAPER_BOOK")])

@@ -2,6 +2,7 @@
 
     FIXED BY_SYMBOL BY_ID STREAMS IN_SHADOW     the names, by what they are made of
     Names(keys, streams).patterns(name)         the glob patterns of one of them
+    Names(keys, streams).proofs                 that of every key of every proof
 
 The last part of a pattern begins as a symbol or an id does, so that ``quantum:allocation:target:[A-Z0-9]*`` does not
 reach proposals. What settings name is taken letter by letter.
@@ -79,6 +80,15 @@ class Names:
             keys, name = self.keys.shadow, name.removeprefix("shadow_")
         of: Callable[[str], str] = getattr(keys, name)
         return of(ID if name in BY_ID else SYMBOL)
+
+    @property
+    def proofs(self) -> str:
+        """The pattern of every key of every proof; none of them is a key of the installation.
+
+        >>> Names(Keys(tag="q")).proofs
+        '{q}quantum:proof:*'
+        """
+        return f"{literal(self.keys.root)}proof:*"
 
     def stream(self, name: str) -> str:
         """A stream's pattern.

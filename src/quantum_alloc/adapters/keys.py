@@ -1,8 +1,9 @@
 """Names of keys and streams, built here and nowhere else, from a lane and, where wanted, a cluster hash tag.
 
-The live lane is ``quantum:...``, the shadow lane ``quantum:shadow:...``. A hash tag puts all keys of one installation
-into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have none. A writer of the shadow lane gets
-``ShadowKeys``, which has no way to name a live key. Source: the project's contract.
+The live lane is ``quantum:...``, the shadow lane ``quantum:shadow:...``. In the lanes of a proof
+``quantum:proof:ID:...`` stands for ``quantum:...``, so that nothing of it reaches a live key. A hash tag puts all keys
+of one installation into one slot of a Redis Cluster: ``{tag}quantum:...``; the default names have none. A writer of the
+shadow lane gets ``ShadowKeys``, which has no way to name a live key. Source: the project's contract.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from quantum_alloc.core.reading import Lane
 __all__ = ["LIVE", "PROPOSED", "STREAMS", "HashKeys", "Keys", "Lane", "ShadowKeys", "is_tag", "tag_of"]
 
 _TAG = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_PROOF = re.compile(r"[A-Za-z0-9_.-]{1,64}(?::[A-Za-z0-9_.-]{1,64})?")
 _TAGGED = re.compile(r"\{([^{}]+)\}(.*)", re.DOTALL)
 
 
@@ -52,18 +54,26 @@ class Keys:
     Attributes:
         lane: live or shadow.
         tag: cluster hash tag without braces; empty for none.
+        proof: id of a proof, and behind a colon which of its lanes; empty for the installation's own keys.
         root: what every name begins with.
+
+    Raises:
+        ValueError: the id of the proof is none.
     """
 
     lane: Lane = Lane.LIVE
     tag: str = ""
+    proof: str = ""
 
     root: str = field(init=False)
 
     def __post_init__(self) -> None:
         """Work out once what every name begins with."""
+        if self.proof and not _PROOF.fullmatch(self.proof):
+            raise ValueError(f"{self.proof!r} is no id of a proof")
         tag = f"{{{self.tag}}}" if self.tag else ""
-        root = f"{tag}quantum:" + ("shadow:" if self.lane is Lane.SHADOW else "")
+        lane = f"proof:{self.proof}:" if self.proof else ""
+        root = f"{tag}quantum:{lane}" + ("shadow:" if self.lane is Lane.SHADOW else "")
         object.__setattr__(self, "root", root)
 
     def key(self, *parts: str) -> str:
@@ -71,6 +81,8 @@ class Keys:
 
         >>> Keys().key("allocation", "target", "BTCUSDT"), Keys(Lane.SHADOW, "q").key("universe")
         ('quantum:allocation:target:BTCUSDT', '{q}quantum:shadow:universe')
+        >>> Keys(Lane.SHADOW, proof="7:a").key("universe")
+        'quantum:proof:7:a:shadow:universe'
         """
         return self.root + ":".join(parts)
 
@@ -84,8 +96,8 @@ class Keys:
 
     @property
     def shadow(self) -> ShadowKeys:
-        """The names of the shadow lane, under the same tag."""
-        return ShadowKeys(self.tag)
+        """The names of the shadow lane, under the same tag, of the same proof."""
+        return ShadowKeys(self.tag, self.proof)
 
     def stream(self, name: str) -> str:
         """A stream's name.
@@ -204,13 +216,15 @@ class ShadowKeys:
 
     Attributes:
         tag: cluster hash tag without braces; empty for none.
+        proof: id of a proof; empty for the installation's own keys.
     """
 
     tag: str = ""
+    proof: str = ""
 
     @property
     def _keys(self) -> Keys:
-        return Keys(Lane.SHADOW, self.tag)
+        return Keys(Lane.SHADOW, self.tag, self.proof)
 
     def attribution(self, symbol: str) -> str:
         """Hash of a symbol's attribution.

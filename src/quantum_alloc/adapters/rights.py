@@ -8,6 +8,7 @@ Everything else is refused. What the names of keys stand for is in ``key_pattern
 A script needs both rights to every key that it declares, whatever it does with it. So EVAL and EVALSHA are allowed by a
 selector of their own, which opens these keys for them alone. What a script then does is tested against the rest of the
 rights, command by command. Services read the server's settings with INFO: CONFIG GET would show them its passwords.
+Who proves runs services' code in lanes of its own, under ``quantum:proof:``: a selector allows their commands there.
 """
 
 from __future__ import annotations
@@ -57,12 +58,14 @@ class User:
         rights: at most one a key and installation, in sort order.
         commands: that it sends, in sort order; subcommands behind a bar.
         scripts: keys that its scripts declare, in sort order; none where it runs none.
+        proves: whether it runs the code of services in the lanes of proofs.
     """
 
     job: str
     rights: tuple[Right, ...]
     commands: tuple[str, ...]
     scripts: tuple[str, ...] = ()
+    proves: bool = False
 
 
 def user_of(name: str) -> str:
@@ -79,6 +82,8 @@ _TRANSACTION = "exec multi"
 _SYMBOLS = "scan scard smembers srandmember"
 _FOLLOW = "hdel hgetall hlen hset unwatch watch xinfo|stream xrange"
 _SCRIPT = "eval evalsha"
+PROVED = ("allocation", "attribution", "budget", "efficiency", "governor", "proposer")
+"""Services whose code a proof runs in lanes of its own."""
 
 
 def _user(
@@ -91,6 +96,7 @@ def _user(
     enforce: str = "",
     paper: str = "",
     scripts: str = "",
+    proves: bool = False,
 ) -> User:
     rights = [Right(k, reads=True) for k in reads.split()]
     rights += [Right(k, writes=True) for k in writes.split()]
@@ -103,6 +109,7 @@ def _user(
         tuple(sorted(rights, key=lambda r: (r.key, r.when))),
         tuple(sorted(sent)),
         tuple(sorted(scripts.split())),
+        proves,
     )
 
 
@@ -179,13 +186,14 @@ USERS: Mapping[str, User] = {
         "xrange xreadgroup xrevrange",
     ),
     "operator": _user(
-        "the commands that change something: kill, rearm, clear-targets, inject, ledger",
+        "the commands that change something: kill, rearm, clear-targets, inject, ledger, prove",
         reads=EVERYTHING,
         writes="attribution efficiency events executions kill latch market ops_head ops_head_of plans portfolio "
         "position rearm regimes shadow_attribution shadow_efficiency target transfers",
         scripts="events latch rearm",
         commands=f"{_TRANSACTION} {_SYMBOLS} del expire get hget hgetall hlen hmget hset set time ttl type "
         "unwatch watch xadd xrange xrevrange",
+        proves=True,
     ),
     "portfolio": _user(
         "P2.5, equity and drawdown",
@@ -267,4 +275,7 @@ class Rules:
         if user.scripts:
             opened = sorted(f"~{self.names.pattern(key)}" for key in user.scripts)
             words.append(f"({' '.join([*(f'+{c}' for c in _SCRIPT.split()), *opened])})")
+        if user.proves:
+            sent = {*_SCRIPT.split(), "del", *(c for service in PROVED for c in USERS[service].commands)}
+            words.append(f"({' '.join([*(f'+{c}' for c in sorted(sent)), f'~{self.names.proofs}'])})")
         return words

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Command, Group, Reply
-from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys, Lane, ShadowKeys
+from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys, Lane
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Symbols, Universe
@@ -35,6 +35,7 @@ from quantum_alloc.core import (
 from quantum_alloc.core.allocation import UNMAPPED, halted
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Values, Watch, value_of
 
 NAME = "allocation"
 DONE = "Allocation cycle complete"
@@ -165,7 +166,40 @@ def read(
     )
 
 
-def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s: float) -> Told:
+def _tell_inputs(m: Metrics, watch: Watch, seen: Seen, made: AllocationCycle) -> None:
+    now, portfolio = made.shared.now, made.shared.portfolio
+    looked: Counter[tuple[str, str]] = Counter()
+    looked["portfolio", portfolio.state] += 1
+    looked["regime", made.shared.regime.state] += 1
+    looked["clusters", seen.clusters.state] += 1
+    stresses: dict[str, Reading[float]] = {}
+    for i in seen.inputs:
+        looked["budget", i.budget_usd.state] += 1
+        looked["performance", i.attribution.state] += 1
+        if i.cluster_id != UNMAPPED:
+            stresses[i.cluster_id] = i.stress
+    looked.update(("cluster", stress.state) for stress in stresses.values())
+    if isinstance(portfolio, Fresh):
+        looked["drawdown", "malformed" if portfolio.value.drawdown is None else "ok"] += 1
+    if made.params.use_proposed:
+        looked.update(("proposal", i.proposal.state) for i in seen.inputs)
+    for (name, state), n in looked.items():
+        if state not in ("ok", "missing") and name != "proposal":
+            source = {"clusters": "cluster", "drawdown": "portfolio"}.get(name, name)
+            m.add("p29_stale_fallback_total", source, amount=n)
+    values: Values = {
+        "portfolio": value_of(portfolio),
+        "regime": value_of(made.shared.regime),
+        "budget": {i.symbol: i.budget_usd.value for i in seen.inputs if isinstance(i.budget_usd, Fresh)},
+        "performance": {i.symbol: i.attribution.value for i in seen.inputs if isinstance(i.attribution, Fresh)},
+        "proposal": {i.symbol: i.proposal.value for i in seen.inputs if isinstance(i.proposal, Fresh)},
+        "cluster": {c: stress.value for c, stress in stresses.items() if isinstance(stress, Fresh)},
+    }
+    watch.inputs(now, looked, values, due=() if made.halted else ("budget",))
+    watch.tell(now)
+
+
+def tell(metrics: Metrics, watch: Watch, mode: str, seen: Seen, made: AllocationCycle, took_s: float) -> Told:
     """Metrics and the cycle's line."""
     m = metrics
     m.observe("p29_loop_duration_seconds", took_s)
@@ -173,34 +207,15 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: AllocationCycle, took_s:
     m.set("quantum_alloc_refused_names", seen.symbols.refused + seen.clusters.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     m.set("quantum_alloc_targets", len(made.decisions))
-    looked: Counter[tuple[str, str]] = Counter()
-    looked["portfolio", made.shared.portfolio.state] += 1
-    looked["regime", made.shared.regime.state] += 1
-    looked["clusters", seen.clusters.state] += 1
-    stresses: dict[str, str] = {}
-    for i in seen.inputs:
-        looked["budget", i.budget_usd.state] += 1
-        looked["performance", i.attribution.state] += 1
-        if i.cluster_id != UNMAPPED:
-            stresses[i.cluster_id] = i.stress.state
-    for state in stresses.values():
-        looked["cluster", state] += 1
-    portfolio = made.shared.portfolio
-    if isinstance(portfolio, Fresh):
-        looked["drawdown", "malformed" if portfolio.value.drawdown is None else "ok"] += 1
+    _tell_inputs(m, watch, seen, made)
     if made.params.use_proposed:
-        looked.update(("proposal", i.proposal.state) for i in seen.inputs)
         m.replace("quantum_alloc_proposed_factor", {d.symbol: d.proposed_factor for d in made.decisions})
-    for (name, state), n in looked.items():
-        m.add("quantum_alloc_inputs_total", name, state, amount=n)
-        if state not in ("ok", "missing") and name != "proposal":
-            source = {"clusters": "cluster", "drawdown": "portfolio"}.get(name, name)
-            m.add("p29_stale_fallback_total", source, amount=n)
     for s in made.skipped:
         m.add("quantum_alloc_skipped_total", s.reason)
     m.replace("p29_target_usd", {d.symbol: d.target_usd for d in made.decisions})
     m.replace("p29_allocation_confidence", {d.symbol: d.confidence for d in made.decisions})
     m.replace("p29_cluster_factor", {d.cluster_id: d.cluster_factor for d in made.decisions})
+    m.replace("quantum_alloc_performance_factor", {d.symbol: d.performance_factor for d in made.decisions})
     if made.halted:
         return Told(DONE, made.halted, {"symbols": len(seen.symbols.names), "targets": 0, "mode": mode})
     for d in made.decisions:
@@ -236,8 +251,9 @@ def build(
         shadow_lane: whether in shadow the shadow lane counts where the live one is absent.
     """
     enforces = to.mode == ENFORCE
-    aside = ShadowKeys(to.keys.tag) if shadow_lane and not enforces else None
+    aside = to.keys.shadow if shadow_lane and not enforces else None
     source = Sources(to.keys, aside, enforces, to.hash_keys)
+    watch = Watch(metrics, to.mode, unused=() if params.use_proposed else ("proposal",))
     factors: dict[str, float] = {}  # what the last cycle whose writes were acknowledged used of the proposals
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, AllocationCycle]:
@@ -253,7 +269,7 @@ def build(
         for symbol in [s for s in factors if s not in names]:
             del factors[symbol]
         factors.update({d.symbol: d.proposed_factor for d in made.decisions})  # not of the skipped: theirs stand
-        return tell(metrics, to.mode, seen, made, took_s)
+        return tell(metrics, watch, to.mode, seen, made, took_s)
 
     return Cycle(
         name=NAME,

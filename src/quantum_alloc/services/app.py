@@ -16,14 +16,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
 from quantum_alloc import __version__
 from quantum_alloc.adapters.candles import Candles, Step, read_candles
-from quantum_alloc.adapters.clock import Clock
+from quantum_alloc.adapters.clock import Clock, offset_s, runs
 from quantum_alloc.adapters.cluster import Nodes
 from quantum_alloc.adapters.connecting import options_of
 from quantum_alloc.adapters.keys import ShadowKeys
@@ -36,7 +36,7 @@ from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.adapters.wire import MAP_FIELDS_LIMIT as STATE_SYMBOLS
 from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import config_hash
-from quantum_alloc.core.paper import Book, open_book
+from quantum_alloc.core.paper import Book, Tape, open_book
 from quantum_alloc.services import (
     allocation,
     apply,
@@ -74,7 +74,12 @@ from quantum_alloc.services.options import (
 from quantum_alloc.services.settings import SettingsError
 
 AnyLoop = Loop[Any, Any, Any]
+About = Mapping[str, str | float]
+Built = tuple[AnyLoop, About, Store]
+Source = Callable[[FeedOptions, Metrics], tuple[feed.Source, "Market"]]
 STOP_WITHIN_S = 1.5
+STARTED_AT = round(time.time(), 3)
+"""When this process began, unix seconds."""
 log = logging.getLogger("quantum_alloc")
 
 
@@ -87,12 +92,16 @@ class Market:
         symbols: all that will ever come.
         bar_s: smallest bar length, seconds.
         candles: the files' contents, None for the simulator.
+        tapes: of a feed that goes on, by symbol.
+        newest: close of its last candle, unix seconds.
     """
 
     steps: Iterator[Step]
     symbols: tuple[str, ...]
     bar_s: float
     candles: Candles | None
+    tapes: Mapping[str, Tape] = field(default_factory=dict)
+    newest: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,7 @@ class Parts:
         clock: its clock.
         source: opens the feed's candles.
         once: it runs one cycle, which takes all that is there.
-        own_server: this process started the server.
+        own_server: the demo that this process belongs to started the server.
         tell: is given what the server lacks.
     """
 
@@ -114,7 +123,7 @@ class Parts:
     store: Store
     metrics: Metrics
     clock: Clock
-    source: Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]
+    source: Source
     once: bool = False
     own_server: bool = False
     tell: Callable[[Lack, str], None] = lambda _lack, _text: None  # whoever runs one cycle by hand asks ``status``
@@ -152,7 +161,7 @@ def count_market(market: Market, metrics: Metrics) -> None:
         say(log, logging.WARNING, "settings", text, {"count": read.late + read.repeated + read.malformed})
 
 
-def paced_source(settings: Settings) -> Callable[[FeedOptions, Metrics], tuple[feed.Source, Market]]:
+def paced_source(settings: Settings) -> Source:
     """Candles at the pace of the wall clock."""
 
     def source(options: FeedOptions, metrics: Metrics) -> tuple[feed.Source, Market]:
@@ -184,6 +193,7 @@ def _feed(parts: Parts) -> tuple[AnyLoop, str]:
         paper=options.paper_book,
         executions=options.execution_stream,
         interval_s=options.interval_s,
+        begun=(market.tapes, market.newest),
     )
     return Loop(cycle, parts.store, parts.metrics, parts.clock), ""
 
@@ -394,7 +404,7 @@ def _governor(parts: Parts) -> tuple[AnyLoop, str]:
         keeper,
         consumer,
         shadow=_aside(parts.settings),
-        once=parts.once or clock is not None,
+        once=parts.once or not runs(clock),
     )
     cycle = governor.build(parts.metrics, made, params)
     return Loop(cycle, parts.store, parts.metrics, parts.clock), config_hash(params)
@@ -426,8 +436,13 @@ MODE_VARIABLES = {
 }
 
 
-def open_store(settings: Settings) -> Store:
-    """A connection to the Redis of the settings; nothing is sent yet."""
+def open_store(settings: Settings, made: Callable[..., Store] = Store) -> Store:
+    """A connection to the Redis of the settings; nothing is sent yet.
+
+    Args:
+        settings: where Redis is.
+        made: makes the connection, with the arguments that ``Store`` has.
+    """
     r = settings.redis
     url, password, authorities = r.connect_to(), r.password(), r.authorities()
     locator: Locator | None = None
@@ -436,31 +451,36 @@ def open_store(settings: Settings) -> Store:
         locator = Sentinels(r.places(), r.sentinel_name, theirs)
     elif r.cluster:
         locator = Nodes(r.hash_tag, options_of(url, r.username, password, authorities, TIMEOUT_S))
-    return Store(url, password, r.address(), username=r.username, ca_file=authorities, locator=locator)
+    return made(url, password, r.address(), username=r.username, ca_file=authorities, locator=locator)
 
 
-def assemble(name: str, parts: Parts) -> tuple[AnyLoop, dict[str, str]]:
+def assemble(name: str, parts: Parts) -> tuple[AnyLoop, About]:
     """One service's loop, and what ``/health`` says about it."""
     loop, config = SERVICES[name](parts)
     m = parts.metrics
     m.set("quantum_alloc_build_info", 1.0, __version__, config)
+    m.set("quantum_alloc_start_timestamp_seconds", STARTED_AT)
     if loop.cycle.mode:
         m.set("quantum_alloc_mode_info", 1.0, loop.cycle.mode)
         unknown = MODE_VARIABLES.get(name) in parts.settings.unrecognised_modes
         m.set("quantum_alloc_mode_unrecognised", float(unknown))
-    if not parts.own_server:
+    if not parts.own_server or runs(parts.clock):
         loop.check = ServerCheck(parts.store, m, loop.cycle.mode, parts.tell)
-    return loop, {"version": __version__, "config": config, "redis": parts.settings.redis.address()}
+    return loop, {
+        "version": __version__,
+        "config": config,
+        "redis": parts.settings.redis.address(),
+        "clock_offset_s": round(offset_s(parts.clock), 3),
+        "started_at": STARTED_AT,
+    }
 
 
 def _tell_lack(lack: Lack, text: str) -> None:
     say(log, logging.WARNING, "settings", f"Redis: {text}", {"reason": lack.value})
 
 
-def _build(
-    names: Sequence[str], settings: Settings, clock: Clock, *, once: bool = False
-) -> list[tuple[AnyLoop, dict[str, str], Store]]:
-    built = []
+def _build(names: Sequence[str], settings: Settings, clock: Clock, *, once: bool = False) -> list[Built]:
+    built: list[Built] = []
     tell = Once(_tell_lack)
     for name in (n for n in SERVICES if n in names):
         store = open_store(settings)
@@ -499,10 +519,42 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
     Raises:
         PortTaken: a port cannot be opened; nothing was started.
     """
+    serve(lambda: _build(names, settings, clock), settings, lambda _, stop: stop.wait())
+
+
+def build_kept(settings: Settings, clock: Clock, source: Source) -> list[Built]:
+    """All services of a demo that goes on, over the server that the demo has started.
+
+    Args:
+        settings: of all.
+        clock: the demo's clock, which runs.
+        source: opens the candles where the demo stopped.
+    """
+    built: list[Built] = []
+    for name in SERVICES:
+        store, metrics = open_store(settings), Metrics(name, settings.common.metrics_max_symbols)
+        parts = Parts(settings, store, metrics, clock, source, own_server=True)
+        built.append((*assemble(name, parts), store))
+    return built
+
+
+def serve(
+    build: Callable[[], list[Built]], settings: Settings, while_up: Callable[[Sequence[AnyLoop], Event], object]
+) -> None:
+    """Open the ports of services and run their loops, until SIGTERM or SIGINT, or until ``while_up`` returns.
+
+    Args:
+        build: the services; a signal in the meantime ends the process at once.
+        settings: of all of them.
+        while_up: waits in the main thread; the event is set by a signal.
+
+    Raises:
+        PortTaken: a port cannot be opened; nothing was started.
+    """
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end_at_once)  # nothing has begun: long candle files may still be read
-    built = _build(names, settings, clock)
+    built = build()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     servers = []
@@ -523,7 +575,8 @@ def run_for_good(names: Sequence[str], settings: Settings, clock: Clock) -> None
         if watched_us and sys.stderr is not None:
             faulthandler.enable()  # the watchdog's SIGABRT then tells where every thread was
         notify("READY=1" + alive.patience(watched_us))
-        stop.wait()
+        while_up([loop for loop, _, _ in built], stop)
+        stop.set()
         notify("STOPPING=1")
         deadline = time.monotonic() + STOP_WITHIN_S
         for thread in threads:

@@ -22,6 +22,7 @@ from itertools import islice
 from quantum_alloc.adapters import apply_wire as aw
 from quantum_alloc.adapters import codec, consume, wire
 from quantum_alloc.adapters import governor_wire as gw
+from quantum_alloc.adapters.clock import runs
 from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.governor_files import seconds
 from quantum_alloc.adapters.governor_scripts import LATCH
@@ -41,6 +42,7 @@ from quantum_alloc.services.apply_account import PAGE, Entries, Made, Seen, Set,
 from quantum_alloc.services.apply_lost import Memory
 from quantum_alloc.services.logs import NAMED, Case, Fields, changed, few, say
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, values_of
 
 __all__ = ["NAME", "PAGE", "Applier", "Made", "Seen", "Set", "build", "universe_of"]
 
@@ -84,6 +86,7 @@ class Applier:
         self._spoiled: dict[str, float] = {}
         self._said: set[str] = set()
         self._memory = Memory(store, metrics)
+        self._watch = Watch(metrics, "")
         self._written_again: frozenset[str] = frozenset()
         self._kill = Kill.OFF
 
@@ -118,7 +121,7 @@ class Applier:
     def _wait(self) -> None:
         """Where nothing is to be done, until an event comes or the marks are due."""
         left = min(BLOCK_S, self._idle_until - time.monotonic())
-        if self._set.once or self._set.simulated is not None or not self._is_idle or left <= 0.0:
+        if self._set.once or not runs(self._set.simulated) or not self._is_idle or left <= 0.0:
             return
         since = self._positions["events"], self._positions["transfers"]
         ms = max(1, round(left * 1000))
@@ -302,6 +305,9 @@ class Applier:
         for state in Kill:
             m.set("quantum_alloc_kill_state", float(seen.kill is state), state.value)
         self._tell_states(seen)
+        now = seen.now_us / US
+        self._watch.inputs(now, seen.states, {"market": values_of(seen.prices)})
+        self._watch.tell(now)
         if self._refused:
             m.add("quantum_alloc_apply_refused_total", self._refused)
             return Told("", f"the write is refused: {self._refused}" if self._vain >= REFUSED_OFTEN else "")
@@ -350,8 +356,6 @@ class Applier:
     def _gauges(self, seen: Seen, a: aw.Account, waiting: int, missed: int) -> None:
         m, c = self._metrics, a.permits.counts
         m.set("quantum_alloc_symbols", len(a.held))
-        for (name, state), n in seen.states.items():
-            m.add("quantum_alloc_inputs_total", name, state, amount=n)
         m.set("quantum_alloc_balance_usd", a.balance_usd)
         m.set("quantum_alloc_realized_pnl_usd", a.realised_usd)
         m.set("quantum_alloc_fees_usd", a.fees_usd)

@@ -29,6 +29,7 @@ from quantum_alloc.services import following
 from quantum_alloc.services.following import Followed, Follower
 from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch
 
 NAME = "attribution"
 
@@ -48,11 +49,13 @@ def read(store: Store, universe: Universe, follower: Follower[AttributionState],
     return Seen(now, universe.find(store, store.read(universe.query), now), followed)
 
 
-def tell(m: Metrics, mode: str, seen: Seen, made: AttributionCycle, took_s: float) -> Told:
+def tell(m: Metrics, watch: Watch, mode: str, seen: Seen, made: AttributionCycle, took_s: float) -> Told:
     """Metrics and the cycle's line."""
     m.observe("p30_loop_duration_seconds", took_s)
     m.set("quantum_alloc_symbols", len(made.decisions))
     following.tell(m, seen.followed, len(made.states), len(made.dropped))
+    watch.inputs(seen.now, following.looked(seen.followed))
+    watch.tell(seen.now)
     for d in made.decisions:
         m.add("p30_attributions_computed_total", d.symbol)
         if d.source is AttributionSource.LKG:
@@ -87,6 +90,8 @@ def build(
         max_symbols: how many symbols are remembered.
     """
 
+    watch = Watch(metrics, to.mode)
+
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, AttributionCycle]:
         followed = seen.followed
         if followed.saved.refused:
@@ -110,7 +115,7 @@ def build(
         read=lambda now: read(store, universe, follower, now),
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, took_s: tell(metrics, to.mode, seen, made, took_s),
+        tell=lambda seen, made, took_s: tell(metrics, watch, to.mode, seen, made, took_s),
     )
 
 

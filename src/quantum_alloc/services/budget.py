@@ -16,6 +16,7 @@ from quantum_alloc.core import BudgetCycle, BudgetInputs, BudgetParams, budget_c
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, value_of, values_of
 
 NAME = "budget"
 DONE = "Budget cycle complete"
@@ -53,7 +54,7 @@ def read(store: Store, universe: Universe, keys: Keys, params: BudgetParams, now
     return Seen(symbols, inputs, clusters)
 
 
-def tell(metrics: Metrics, mode: str, seen: Seen, made: BudgetCycle) -> Told:
+def tell(metrics: Metrics, watch: Watch, mode: str, seen: Seen, made: BudgetCycle) -> Told:
     """Metrics and the cycle's line."""
     m, i = metrics, seen.inputs
     m.set("quantum_alloc_symbols", len(made.decisions))
@@ -65,8 +66,9 @@ def tell(metrics: Metrics, mode: str, seen: Seen, made: BudgetCycle) -> Told:
     looked.update(("position", r.state) for r in i.positions.values())
     looked.update(("market", r.state) for r in i.markets.values())
     looked.update(("cluster", r.state) for r in i.stress.values())
-    for (name, state), n in looked.items():
-        m.add("quantum_alloc_inputs_total", name, state, amount=n)
+    values = {"portfolio": value_of(i.portfolio), "market": values_of(i.markets), "cluster": values_of(i.stress)}
+    watch.inputs(i.now, looked, values, due=("market",) if seen.symbols.complete else ())
+    watch.tell(i.now)
     told: Fields = {"symbols": len(made.decisions), "mode": mode}
     if made.halted:
         return Told(DONE, made.halted, told)
@@ -93,6 +95,8 @@ def build(
         interval_s: cadence.
     """
 
+    watch = Watch(metrics, to.mode)
+
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, BudgetCycle]:
         if not seen.symbols.complete:  # half of the positions would be half of the heat
             return None, BudgetCycle(seen.inputs.now, "scanning", ())
@@ -109,7 +113,7 @@ def build(
         read=lambda now: read(store, universe, to.keys, params, now),
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, _: tell(metrics, to.mode, seen, made),
+        tell=lambda seen, made, _: tell(metrics, watch, to.mode, seen, made),
     )
 
 

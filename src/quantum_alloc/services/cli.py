@@ -1,7 +1,8 @@
 """``quantum-alloc``: run services, the demo, status, configuration.
 
-Exit codes: 0 done; 2 a mistake in the command; 65 candles that cannot be used; 69 Redis does not answer; 70 a check
-of the demo failed; 78 a mistake in the settings, or a port that is taken.
+Exit codes: 0 done; 1 red in ``status --inputs``, or a check that failed; 2 a mistake in the command; 65 candles that
+cannot be used; 69 Redis does not answer; 70 a check of the demo failed; 78 a mistake in the settings, or a port that is
+taken.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from quantum_alloc import __version__
 from quantum_alloc.adapters.candles import CandleError
 from quantum_alloc.adapters.clock import Clock, SetClock, WallClock
 from quantum_alloc.adapters.codec import symbol as valid_symbol
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
-from quantum_alloc.adapters.store import StoreError
+from quantum_alloc.adapters.keys import Keys
+from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.services import (
     acl_cli,
     app,
     clear_cli,
     config_cli,
     demo,
+    demo_keep,
     demo_view,
     drill,
     env_file,
@@ -37,9 +41,11 @@ from quantum_alloc.services import (
     ops_cli,
     pages_cli,
     plot,
+    prove_cli,
     secret_files,
     show,
     status,
+    status_inputs,
     trial_cli,
     units,
 )
@@ -48,11 +54,13 @@ from quantum_alloc.services.http import PortTaken
 from quantum_alloc.services.options import EfficiencyOptions, Settings, load
 from quantum_alloc.services.settings import SettingsError
 
+RED = 1
 DONE, USAGE, BAD_CANDLES, NO_REDIS, BROKEN, BAD_SETTINGS = 0, 2, 65, 69, 70, 78
 
 
 MORE_RIGHTS = ": give this command as a user with more rights, such as qa-operator, with REDIS_USERNAME"
 NO_PERMITS = "No permit is on record."
+HEADROOM_MOST = 20
 NO_ACCOUNT = "There is no paper account: the service apply opens one."
 
 
@@ -127,7 +135,13 @@ def command_line() -> argparse.ArgumentParser:
     length = show_demo.add_mutually_exclusive_group()
     length.add_argument("--bars", type=_at_least_one, default=1000, metavar="N", help="how many bars (1000)")
     length.add_argument("--forever", action="store_true", help="until Ctrl-C; a bar a second unless --speed is given")
-    show_demo.add_argument("--keep", action="store_true", help="leave the server up and say how to reach it")
+    show_demo.add_argument(
+        "--keep",
+        nargs="?",
+        const="all",
+        choices=("all", "server"),
+        help="leave it all running and say how to reach it; server: the server alone, its records standing still",
+    )
     show_demo.add_argument(
         "--drill", action="store_true", help="add a burst with its disarm, a kill and a rearm, and a balance shock"
     )
@@ -137,10 +151,16 @@ def command_line() -> argparse.ArgumentParser:
 
     state = commands.add_parser("status", help="services, modes, ages of inputs, gates and windows, last cycle")
     state.add_argument("--wide", action="store_true", help="tables as wide as they are, one line a row")
+    state.add_argument(
+        "--inputs",
+        action="store_true",
+        help="which inputs and gates decide on real data; exit code 1 where one that counts is BLIND or off contract",
+    )
     state.add_argument("--format", choices=("table", "json"), default="table")
     state.set_defaults(handler=_status)
 
     trial_cli.add_parsers(commands)
+    prove_cli.add_parser(commands)
     ops_cli.add_parsers(commands)
     clear_cli.add_parser(commands)
     ledger_cli.add_parsers(commands)
@@ -228,8 +248,8 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         logs.say(app.log, logging.WARNING, "settings", warning)
     if args.format == "table":
         print(demo_view.profile(demo.profile_of(settings)), flush=True)
-    server = EmbeddedServer(outlive=args.keep)
-    kept = 0
+    server = EmbeddedServer(outlive=args.keep is not None)
+    kept = False
     try:
         server.start()
         with demo_view.live(sys.stdout, quiet=args.format == "json") as view:
@@ -237,34 +257,58 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             if stop.is_set():
                 return DONE
             outcome = demo.drive(plan, environ, server, stop, view, begun=reading.clear)
-        where = ["Look further: the option --keep leaves the server up; README.md and docs/ explain each column."]
-        if args.keep:
-            demo.keep(server)
-            kept = server.leave()
-            where = [
-                f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {kept})",
-                f"Try: redis-cli -s {server.socket} hgetall {settings.keys.target(outcome.symbols[0])}",
-                f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
-                "     export STATE_DIRECTORY=$(mktemp -d)   (before you run a governor on it)",
-                f"     quantum-alloc explain {outcome.symbols[0]}   (in the virtual environment: . .venv/bin/activate)",
-            ]
+        where = ["Look further: the option --keep leaves it all running; README.md and docs/ explain each column."]
+        report = []
         if args.report is not None:
             seed = ", ".join(plan.candles) or f"simulated, seed {plan.seed}"
-            where.append(f"Report: {args.report}, {demo_view.write_report(args.report, outcome, seed):.1f} MB")
+            report = [f"Report: {args.report}, {demo_view.write_report(args.report, outcome, seed):.1f} MB"]
+        found: dict[str, Any] = {}
+        if args.keep is not None:
+            own = demo.environ_of(plan, environ, server.directory / "state")
+            left = _leave(args, own, settings.keys, server, outcome, stop)
+            if left is None:
+                return DONE
+            kept, (found, where) = True, left
         if args.format == "json":
-            found = demo_view.as_dict(outcome)
-            print(show.as_json({**found, "url": server.url, "pid": kept} if kept else found))
+            print(show.as_json({**demo_view.as_dict(outcome), **found}))
         else:
-            print(demo_view.targets(outcome.progress), demo_view.summary(outcome, where), sep="\n\n")
+            print(demo_view.targets(outcome.progress), demo_view.summary(outcome, [*where, *report]), sep="\n\n")
     finally:
         reading.clear()
         if not kept:
             server.stop()
+    return _judged(outcome)
+
+
+def _judged(outcome: demo.Outcome) -> int:
+    """The exit code of a demo that came to its end."""
     if not outcome.holds:
         failed = next(c for c in outcome.checks if not c.ok)
         print(f"quantum-alloc: a check failed: {failed.name}: {failed.detail}", file=sys.stderr)
         return BROKEN
     return DONE
+
+
+def _leave(
+    args: argparse.Namespace,
+    own: Mapping[str, str],
+    keys: Keys,
+    server: EmbeddedServer,
+    outcome: demo.Outcome,
+    stop: Event,
+) -> tuple[dict[str, Any], list[str]] | None:
+    """Leave the server, and unless it is to be alone the services; what to tell, and None where a signal came."""
+    if args.keep == "server":
+        demo.keep(server)
+        pid = server.leave()
+        return {"url": server.url, "pid": pid}, demo_view.where_server(server, pid, outcome, keys)
+    stop.clear()  # what has ended the run does not end what goes on
+    goes_on = demo_keep.go_on(own, server, args.speed, outcome.progress, stop)
+    if goes_on is None:
+        return None
+    pid = server.leave()
+    found = {"url": server.url, "pid": pid, "services_pid": goes_on.pid, "env_file": str(goes_on.env_file)}
+    return found, demo_view.where_all(server, pid, goes_on, outcome.symbols[0])
 
 
 def _stopped_by_signals() -> tuple[Event, Event]:
@@ -289,10 +333,27 @@ def _writable(path: Path) -> None:
         raise Mistake(f"{path} cannot be written: name a file in a directory that may be written to")
 
 
+def _status_inputs(args: argparse.Namespace, settings: Settings, store: Store) -> int:
+    rows, trouble = status_inputs.gather(settings, store, status.clock_of(settings).now())
+    store.close()
+    if args.format == "json":
+        print(show.as_json({"inputs": rows, "summary": status_inputs.summary(rows), "trouble": trouble}))
+    else:
+        below = ("not_real", "contract")
+        shown: Callable[..., str] = show.table if args.wide else partial(show.fitted, below=below)
+        print(shown(rows, status_inputs.COLUMNS), "", show.wrapped(status_inputs.summary(rows)), sep="\n")
+    if trouble:
+        print(f"quantum-alloc: {trouble}", file=sys.stderr)
+        return NO_REDIS
+    return RED if status_inputs.is_red(rows) else DONE
+
+
 def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = load(list(app.SERVICES), environ, together=False)
     store = app.open_store(settings)
-    found, trouble = status.gather(settings, store, WallClock().now())
+    if args.inputs:
+        return _status_inputs(args, settings, store)
+    found, trouble = status.gather(settings, store)
     store.close()
     for warning in secret_files.opened(Path(units.SECRETS)) if os.geteuid() == 0 else ():
         print(f"quantum-alloc: {warning}", file=sys.stderr)
@@ -303,6 +364,9 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         lines: Callable[[str], str] = str if args.wide else show.wrapped
         shown: Callable[..., str] = show.table if args.wide else partial(show.fitted, below=("note", "blocks with"))
         print(shown(found["services"], columns))
+        if found["clock_offset_s"]:
+            at = demo_view.moment(WallClock().now() + found["clock_offset_s"])
+            print("", lines(f"Ages are judged by the services' own clock: it is {at} UTC there."), sep="\n")
         if "server" in found:
             about = {**found["server"], "lacks": " ".join(found["server"]["lacks"]) or "nothing"}
             print("", shown([about]), *map(lines, found["server"]["lacks"].values()), sep="\n")
@@ -313,6 +377,8 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             print("", shown(found["gates"]), sep="\n")
             print("", shown([found["governor"]]), sep="\n")
             print("", shown(found["windows"]) if found["windows"] else NO_PERMITS, sep="\n")
+            if found["headroom"]:
+                print("", shown(found["headroom"][:HEADROOM_MOST]), sep="\n")
             account = found["account"]
             print("", shown([account]) if account else NO_ACCOUNT, sep="\n")
             if found["permits"]:

@@ -27,6 +27,7 @@ from quantum_alloc.core.clusters import Correlations, correlations, groups_of, n
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, bars_seen
 
 NAME = "clusters"
 CORRELATIONS_EVERY_S = 60
@@ -166,14 +167,17 @@ def step(state: State, seen: Seen, params: ClusterParams, static: Members | None
     return state, Made(seen.now, ClusterCycle(state.clusters, stresses), differs)
 
 
-def tell(m: Metrics, seen: Seen, made: Made) -> Told:
+def tell(m: Metrics, watch: Watch, seen: Seen, made: Made) -> Told:
     """Metrics and the cycle's line."""
     m.set("quantum_alloc_symbols", sum(len(g) for g in made.cycle.clusters.values()))
     m.set("quantum_alloc_refused_names", seen.symbols.refused + seen.before.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     m.set("quantum_alloc_bars_malformed", seen.malformed)
-    for (name, state), n in seen.looked.items():
-        m.add("quantum_alloc_inputs_total", name, state, amount=n)
+    bars, closes = bars_seen(seen.bars, seen.symbols.names, seen.now)
+    values = {**closes, "position": seen.notional_usd, "attribution": seen.alpha_score}
+    due = ("bars",) if seen.symbols.complete else ()
+    watch.inputs(seen.now, Counter(seen.looked) + Counter(bars), values, due)
+    watch.tell(seen.now)
     m.set("quantum_alloc_clusters", len(made.cycle.clusters))
     m.replace("quantum_alloc_cluster_stress", {s.cluster_id: s.stress for s in made.cycle.stresses})
     grouped = {s for members in made.cycle.clusters.values() for s in members}
@@ -204,6 +208,7 @@ def build(
         static: groups of a file; None for those of the correlations.
     """
     keys = to.keys
+    watch = Watch(metrics, "")
     reader = BarReader(keys, params.lookback + 1)
 
     def read(now: float) -> Seen:
@@ -246,7 +251,7 @@ def build(
         read=read,
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, _: tell(metrics, seen, made),
+        tell=lambda seen, made, _: tell(metrics, watch, seen, made),
     )
 
 

@@ -2,9 +2,9 @@
 
     check [SERVICE...] [--env-file FILE]     every error and warning; exit 78 where there are errors
     show [SERVICE...] [--format table|json]  every setting as it counts, with where it comes from; secrets masked
-    docs settings|metrics|logs               the reference pages, as Markdown
+    docs settings|metrics|logs|keys|alerts   the reference pages, as Markdown
     example SERVICE                          an env file with every variable at its default, commented out
-    deploy DIR                               units, users, env files and rights as they are at the defaults, to look at
+    deploy DIR                               units, users, env files, rights and what watches them, at the defaults
     acl, redis                               the rights and the settings that the server needs; see ``acl_cli``
 
 Named services are checked as ``run`` with the same names would; without names, each by itself.
@@ -50,14 +50,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     two.set_defaults(handler=show)
 
     three = commands.add_parser("docs", help="print a reference page")
-    three.add_argument("page", choices=("settings", "metrics", "logs"))
+    three.add_argument("page", choices=("settings", "metrics", "logs", "keys", "alerts"))
     three.set_defaults(handler=docs)
 
     four = commands.add_parser("example", help="print an env file with every variable at its default")
     four.add_argument("name", metavar="SERVICE", help=names)
     four.set_defaults(handler=example)
 
-    five = commands.add_parser("deploy", help="write units, users, env files and rights into a directory, to look at")
+    five = commands.add_parser("deploy", help="write units, env files, rights, alerts and dashboard into a directory")
     five.add_argument("directory", type=Path, metavar="DIR")
     five.set_defaults(handler=deploy)
 
@@ -180,7 +180,7 @@ def docs(
     """Print a reference page.
 
     Args:
-        args: ``page``, settings, metrics or logs.
+        args: ``page``, settings, metrics, logs, keys or alerts.
         environ: not looked at.
         out: where the page goes; None for standard output.
         err: not used.
@@ -192,6 +192,14 @@ def docs(
         print(reference_page().rstrip("\n"), file=out)
     elif args.page == "logs":
         print(logs.reference_page(), file=out)
+    elif args.page == "keys":
+        from quantum_alloc.adapters import registry_page
+
+        print(registry_page.reference_page(), file=out)
+    elif args.page == "alerts":
+        from quantum_alloc.services import alert_files
+
+        print(alert_files.alerts_page(), file=out)
     else:
         print(settings_page(), file=out)
     return DONE
@@ -219,7 +227,7 @@ def example(
 
 
 def deploy(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
-    """Write what ``install`` would put, as files of a directory.
+    """Write what ``install`` would put, rights, rules and dashboard, as files of a directory.
 
     Args:
         args: ``directory``.
@@ -229,10 +237,12 @@ def deploy(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         0, or 1 where a file cannot be written.
     """
     del environ
-    from quantum_alloc.services import install_files
+    from quantum_alloc.services import alert_files, dashboard, install_files
 
     rights = {f"redis/{name}": text for name, text in acl_cli.files().items()}
-    for name, text in {**install_files.copies(), **rights}.items():
+    rules = {f"prometheus/{name}": text for name, text in alert_files.files().items()}
+    views = {f"grafana/{name}": text for name, text in dashboard.files().items()}
+    for name, text in {**install_files.copies(), **rights, **rules, **views}.items():
         path = args.directory / name
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,6 +40,7 @@ from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.limits import MARKET_STALE_S, PORTFOLIO_STALE_S, US, usage
 from quantum_alloc.core.record_desk import desk_fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, value_of, values_of
 
 NAME = "desk"
 KEPT_BARS = 1500
@@ -74,6 +75,7 @@ class Seen:
         inputs: one entry a symbol.
         nothing: empty, or why nothing is proposed.
         looked: how many inputs of each kind were in which state.
+        values: the usable ones of those that are compared.
     """
 
     now: float
@@ -81,6 +83,7 @@ class Seen:
     inputs: tuple[DeskInputs, ...] = ()
     nothing: str = ""
     looked: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    values: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
 
 def _held(f: Fields) -> Held:
@@ -161,6 +164,7 @@ class _Reader:
         self._simulated = simulated
         self._bars = BarReader(keys, KEPT_BARS)
         self._looked: Counter[tuple[str, str]] = Counter()
+        self._prices: dict[str, object] = {}
 
     def read(self) -> Seen:
         """Time and symbols, own state, bars, then everything else in one batch."""
@@ -183,13 +187,14 @@ class _Reader:
             [wire.PORTFOLIO.query(self._keys.portfolio), *(c for s in last for c in self._queries(s, last[s]))]
         )
         portfolio = wire.decode(wire.PORTFOLIO, first, now, PORTFOLIO_STALE_S)
-        self._looked = Counter({("portfolio", portfolio.state): 1})
+        self._looked, self._prices = Counter({("portfolio", portfolio.state): 1}), {}
         width = len(replies) // len(last)
         rows = (replies[i : i + width] for i in range(0, len(replies), width))
         inputs = tuple(
             self._inputs(s, now_us, last[s], bars.get(s), portfolio, row) for s, row in zip(last, rows, strict=True)
         )
-        return Seen(now, symbols, inputs, looked=self._looked)
+        values = {"portfolio": value_of(portfolio), "market": self._prices}
+        return Seen(now, symbols, inputs, looked=self._looked, values=values)
 
     def _queries(self, symbol: str, last: LastPlan | None) -> list[Command]:
         """Of one symbol; whether its last plan was answered comes before its ledger."""
@@ -220,6 +225,8 @@ class _Reader:
         state = wire.decode(wire.MARKET, market, now, MARKET_STALE_S)
         self._looked.update([("position", read.state), ("market", state.state)])
         self._looked["ledger", "ok" if ledger is not None else "malformed"] += 1
+        if isinstance(state, Fresh):
+            self._prices[symbol] = state.value
         price, sigma = (state.value.price_usd, state.value.sigma) if isinstance(state, Fresh) else (None, None)
         closes: tuple[float, ...] = ()
         if bars is not None:
@@ -283,15 +290,16 @@ def effects(seen: Seen, made: DeskCycle, to: Target, plans_stream: str) -> tuple
     return ((*known, *plans, HashSet(to.keys.desk_state, done)),)
 
 
-def tell(m: Metrics, seen: Seen, made: DeskCycle) -> Told:
+def tell(m: Metrics, watch: Watch, seen: Seen, made: DeskCycle) -> Told:
     """Metrics and the cycle's line."""
     m.set("quantum_alloc_symbols", len(seen.inputs))
     m.set("quantum_alloc_refused_names", seen.symbols.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
-    for i in seen.inputs:
-        m.add("quantum_alloc_inputs_total", "target", i.target.state)
-    for (name, state), n in seen.looked.items():
-        m.add("quantum_alloc_inputs_total", name, state, amount=n)
+    targets = {i.symbol: i.target for i in seen.inputs}
+    looked = Counter(seen.looked)
+    looked.update(("target", r.state) for r in targets.values())
+    watch.inputs(seen.now, looked, {**seen.values, "target": values_of(targets)})
+    watch.tell(seen.now)
     for d in made.decisions:
         if d.is_plan:
             m.add("quantum_alloc_desk_plans_total", d.action)
@@ -322,6 +330,7 @@ def build(
         interval_s: cadence.
         simulated: a clock in the place of the server's; None for the server's.
     """
+    watch = Watch(metrics, "")
     reader = _Reader(store, universe, params, to.keys, simulated)
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, DeskCycle]:
@@ -335,7 +344,7 @@ def build(
         read=lambda _: reader.read(),
         decide=decide,
         effects=lambda seen, made: effects(seen, made, to, plans_stream),
-        tell=lambda seen, made, _: tell(metrics, seen, made),
+        tell=lambda seen, made, _: tell(metrics, watch, seen, made),
     )
 
 

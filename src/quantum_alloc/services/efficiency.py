@@ -7,13 +7,14 @@ without executions. State and position are saved with the first outputs in one M
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Command, Group, Reply
 from quantum_alloc.adapters.flow_writes import efficiency_effects
-from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys, ShadowKeys
+from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.state import saving
 from quantum_alloc.adapters.store import Store
@@ -24,6 +25,7 @@ from quantum_alloc.core import (
     EfficiencyInputs,
     EfficiencyParams,
     EfficiencyState,
+    Pressure,
     efficiency_cycle,
 )
 from quantum_alloc.core.efficiency import outliers
@@ -32,6 +34,7 @@ from quantum_alloc.services import following
 from quantum_alloc.services.following import Followed, Follower
 from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, values_of
 
 NAME = "efficiency"
 
@@ -91,7 +94,7 @@ def read(
     return Seen(now, symbols, followed, tuple(inputs))
 
 
-def tell(m: Metrics, mode: str, seen: Seen, made: EfficiencyCycle, took_s: float) -> Told:
+def tell(m: Metrics, watch: Watch, mode: str, seen: Seen, made: EfficiencyCycle, took_s: float) -> Told:
     """Metrics and the cycle's line."""
     m.add("p31_loops_total")
     m.observe("p31_loop_duration_seconds", took_s)
@@ -99,11 +102,18 @@ def tell(m: Metrics, mode: str, seen: Seen, made: EfficiencyCycle, took_s: float
     m.set("quantum_alloc_refused_names", seen.symbols.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     following.tell(m, seen.followed, len(made.states), len(made.dropped))
+    attributions = {i.symbol: i.attribution for i in seen.inputs}
+    targets = {i.symbol: i.target for i in seen.inputs}
+    looked = Counter(following.looked(seen.followed))
+    looked.update(("attribution", r.state) for r in attributions.values())
+    looked.update(("target", r.state) for r in targets.values())
+    values = {"attribution": values_of(attributions), "target": values_of(targets)}
+    due = () if seen.followed.saved.refused else ("attribution", "target")
+    watch.inputs(seen.now, looked, values, due)
+    watch.tell(seen.now)
     for symbol, fills in seen.followed.batch.fills.items():
         m.add("p31_exec_events_total", symbol, amount=len(fills))
     for d in made.decisions:
-        m.add("quantum_alloc_inputs_total", "attribution", d.inputs.attribution.state)
-        m.add("quantum_alloc_inputs_total", "target", d.inputs.target.state)
         for flag in d.stale_flags:
             which, _, kind = flag.partition("_")
             name = "p31_inputs_stale_total" if kind == "STALE" else "p31_inputs_missing_total"
@@ -117,6 +127,9 @@ def tell(m: Metrics, mode: str, seen: Seen, made: EfficiencyCycle, took_s: float
             m.add("quantum_alloc_outliers_total", d.symbol, amount=strange)
     m.replace("p31_efficiency_score", {d.symbol: d.efficiency_score for d in made.decisions})
     m.replace("p31_confidence", {d.symbol: d.confidence for d in made.decisions})
+    pressures = Counter(d.capital_pressure for d in made.decisions)
+    for pressure in Pressure:
+        m.set("quantum_alloc_pressure_symbols", pressures[pressure], pressure.value)
     told: Fields = {"symbols": len(made.decisions), **following.executions(seen.followed), "mode": mode}
     return Told("Efficiency cycle complete", seen.followed.saved.refused, told)
 
@@ -148,7 +161,9 @@ def build(
         max_symbols: how many symbols are remembered.
         shadow_lane: whether the shadow lane counts where the live one is absent.
     """
-    lanes = (to.keys, ShadowKeys(to.keys.tag) if shadow_lane else None)
+    lanes = (to.keys, to.keys.shadow if shadow_lane else None)
+
+    watch = Watch(metrics, to.mode)
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, EfficiencyCycle]:
         if seen.followed.saved.refused:
@@ -172,7 +187,7 @@ def build(
         read=lambda now: read(store, universe, follower, params, lanes, now),
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, took_s: tell(metrics, to.mode, seen, made, took_s),
+        tell=lambda seen, made, took_s: tell(metrics, watch, to.mode, seen, made, took_s),
     )
 
 
@@ -193,6 +208,6 @@ def universe_of(
     """Symbols with an attribution or a target, in either lane where both are read."""
     prefixes = [keys.attribution(""), keys.target("")]
     if shadow_lane:
-        aside = ShadowKeys(keys.tag)
+        aside = keys.shadow
         prefixes += [aside.attribution(""), aside.target("")]
     return Universe(keys, prefixes, fixed, limit)

@@ -33,6 +33,7 @@ from quantum_alloc.services.loop import Cycle, Told
 
 NAME = "feed"
 log = logging.getLogger("quantum_alloc.feed")
+NOTHING_BEGUN: tuple[Mapping[str, Tape], float] = ({}, 0.0)
 LIVE_BARS = 3
 """A symbol without a candle for this many bars has ended, or pauses."""
 
@@ -57,12 +58,14 @@ class Source(Protocol):
 class Paced:
     """Steps at the pace of the wall clock: one every bar / speed; a gap in the candles is not waited for."""
 
-    def __init__(self, steps: Iterator[Step], bar_s: float, speed: float, rewrite_s: float) -> None:
-        """Start with the first step, due at once."""
+    def __init__(
+        self, steps: Iterator[Step], bar_s: float, speed: float, rewrite_s: float, due: float | None = None
+    ) -> None:
+        """Start with the first step, due at ``due`` or, where that is None, at once."""
         self._steps = steps
         self._every_s = bar_s / speed
         self._rewrite_s = rewrite_s
-        self._due: float | None = None
+        self._due = due
         self._rewritten = 0.0
         self._next = next(steps, None)
 
@@ -282,6 +285,7 @@ def build(
     paper: bool,
     executions: str = "quantum:stream:execution.result",
     interval_s: float = 10.0,
+    begun: tuple[Mapping[str, Tape], float] = NOTHING_BEGUN,
 ) -> Cycle[State, Seen, Made]:
     """The service.
 
@@ -294,6 +298,7 @@ def build(
         paper: True when it holds the paper book.
         executions: stream of the paper book's trades.
         interval_s: seconds within which a cycle ends.
+        begun: of a feed that goes on in another process: its tapes, and the time of its newest bar.
     """
 
     looked: set[str] = set()
@@ -333,7 +338,7 @@ def build(
         name=NAME,
         mode="",
         interval_s=interval_s,
-        initial=State(book),
+        initial=State(book, *begun),
         read=read,
         decide=decide,
         effects=written,

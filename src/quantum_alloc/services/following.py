@@ -86,7 +86,6 @@ def tell(m: Metrics, followed: Followed[S], remembered: int, dropped: int) -> No
         dropped: symbols forgotten.
     """
     batch, saved = followed.batch, followed.saved
-    m.add("quantum_alloc_inputs_total", "executions", "ok" if batch.state == "ok" else "redis_error")
     for result, n in batch.counts.items():
         m.add("quantum_alloc_execution_entries_total", result, amount=n)
     m.add("quantum_alloc_execution_missed_total", amount=batch.missed)
@@ -96,6 +95,11 @@ def tell(m: Metrics, followed: Followed[S], remembered: int, dropped: int) -> No
     m.set("quantum_alloc_state_symbols", remembered)
     m.add("quantum_alloc_state_malformed_total", amount=len(saved.malformed))
     m.add("quantum_alloc_state_dropped_total", amount=dropped)
+
+
+def looked(followed: Followed[S]) -> dict[tuple[str, str], int]:
+    """Whether the stream could be read, as inputs are counted."""
+    return {("executions", "ok" if followed.batch.state == "ok" else "redis_error"): 1}
 
 
 def executions(followed: Followed[S]) -> Fields:

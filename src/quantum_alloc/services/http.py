@@ -27,12 +27,12 @@ class PortTaken(Exception):
     """The port cannot be opened; the text is one sentence with the way out."""
 
 
-def describe(loop: Loop[Any, Any, Any], about: Mapping[str, str]) -> dict[str, Any]:
+def describe(loop: Loop[Any, Any, Any], about: Mapping[str, str | float]) -> dict[str, Any]:
     """What ``/health`` says.
 
     Args:
         loop: the service.
-        about: version, configuration hash and the like.
+        about: version, configuration hash, the clock's offset and the like.
     """
     age = time.monotonic() - loop.finished_at
     return {
@@ -52,12 +52,12 @@ def describe(loop: Loop[Any, Any, Any], about: Mapping[str, str]) -> dict[str, A
     }
 
 
-def routes(loop: Loop[Any, Any, Any], about: Mapping[str, str]) -> dict[str, Callable[[], Answer]]:
+def routes(loop: Loop[Any, Any, Any], about: Mapping[str, str | float]) -> dict[str, Callable[[], Answer]]:
     """The three pages.
 
     Args:
         loop: the service.
-        about: version, configuration hash and the like.
+        about: version, configuration hash, the clock's offset and the like.
     """
 
     def page(ok: bool, body: dict[str, Any]) -> Answer:

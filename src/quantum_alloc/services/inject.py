@@ -14,7 +14,7 @@ from typing import Any
 
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
 from quantum_alloc.adapters.keys import HashKeys, Keys
-from quantum_alloc.adapters.writes import stamp
+from quantum_alloc.adapters.writes import PORTFOLIO_TTL_S, stamp
 from quantum_alloc.core.efficiency import RULES_VERSION as EFFICIENCY_RULES
 from quantum_alloc.core.efficiency import pressure, reallocation_weight
 from quantum_alloc.core.fields import number
@@ -196,7 +196,8 @@ def portfolio(where: Where, equity_usd: float, notional_usd: float, count: int) 
         "drawdown": "0.0",
         "source": "inject",
     }
-    return HashSet(where.live.portfolio, {**fields, **stamp(where.now), "ts_utc": stamp(where.now)["ts"]})
+    told = {**fields, **stamp(where.now), "ts_utc": stamp(where.now)["ts"]}
+    return HashSet(where.live.portfolio, told, PORTFOLIO_TTL_S)
 
 
 def transfer(where: Where, usd: float) -> Effect:

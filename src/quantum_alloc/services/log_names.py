@@ -37,6 +37,8 @@ STATES: Mapping[str, str] = {
     "latch": "whether a halt is latched: `off`, `latched`",
     "paper_book": "whether the feed's book trades: `trades`, `rests` while the apply layer holds the account",
     "balance": "`ok`, or `negative`",
+    "vacuity": "a gate or an input (`what`) that counts: `ok`, or `blind`, without real data for 10 minutes",
+    "headroom": "the limit of a gate (`gate`): `ok`, or `short`, used up to 80 % or more",
 }
 
 
@@ -57,6 +59,7 @@ Fields = TypedDict(
         "executions": int, "set_aside": int, "clusters": int, "unmapped": int, "bars": int, "gaps": int, "ok": int,
         "plans": int, "permit": int, "block": int, "replay": int, "conflict": int, "bad_id": int, "not_governed": int,
         "dead_letter": int, "moved": int, "fills": int, "ended": int, "waiting": int, "count": int, "port": int,
+        "what": str, "used": float,
         "equity": "float | None", "drawdown": "float | None", "regime": str, "z": float, "usd": float,
         "permitted": Sequence[str], "blocked": Sequence[Case], "filled": Sequence[str],
         "unfilled": Sequence[Case],
@@ -80,7 +83,7 @@ FIELDS: Mapping[str, str] = {
     "key": "a Redis key",
     "symbol": "a symbol",
     "plan_id": "a plan's id",
-    "gate": "the gate that blocks; of gate 0.5 `P2.9 allocation`",
+    "gate": "the gate that blocks, or whose limit is nearly used up; of gate 0.5 `P2.9 allocation`",
     "reason": "a code from a closed set",
     "mode": "shadow, enforce; dry_run, testnet, production",
     "ms": "how long the cycle took, milliseconds",
@@ -110,6 +113,8 @@ FIELDS: Mapping[str, str] = {
     "waiting": "permits that wait",
     "count": "how many of what the message names",
     "port": "a port",
+    "what": "a gate or an input",
+    "used": "share of a limit that is used",
     "equity": "equity, USD",
     "drawdown": "fraction of the peak",
     "regime": "the regime",

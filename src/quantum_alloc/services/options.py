@@ -81,6 +81,13 @@ class CommonOptions:
         example="9100",
         help="Port of a service without a variable of its own, in place of its default; for one service a process.",
     )
+    port_offset: int = var(
+        "QA_PORT_OFFSET",
+        0,
+        lo=0,
+        hi=57_000,
+        help="Added to every port of our services, so that a second installation on a machine has ports of its own.",
+    )
     metrics_max_symbols: int = var(
         "METRICS_MAX_SYMBOLS", 500, lo=0, hi=100_000, help="Symbols that get metrics of their own."
     )
@@ -136,6 +143,7 @@ class Settings:
         warnings: to be logged once.
         unrecognised_modes: mode variables whose text is not a mode.
         given: variables that the environment set.
+        proof: id of a proof, whose lane stands for the live one; empty for the installation's own keys.
     """
 
     redis: RedisOptions
@@ -144,11 +152,12 @@ class Settings:
     warnings: tuple[str, ...]
     unrecognised_modes: tuple[str, ...]
     given: frozenset[str]
+    proof: str = ""
 
     @property
     def keys(self) -> Keys:
         """The names of the live lane, under this installation's hash tag."""
-        return Keys(tag=self.redis.hash_tag)
+        return Keys(tag=self.redis.hash_tag, proof=self.proof)
 
     @property
     def streams(self) -> dict[str, str]:
@@ -200,6 +209,28 @@ def _distinct_ports(services: Sequence[ServiceOptions]) -> None:
             taken.setdefault(port, (options.SERVICE, name))
     if errors:
         raise SettingsError(errors)
+
+
+def _moved(services: Mapping[str, ServiceOptions], offset: int) -> dict[str, ServiceOptions]:
+    """Services with their ports moved.
+
+    Raises:
+        SettingsError: there are no such ports.
+    """
+    errors = [
+        f"QA_PORT_OFFSET={offset}: {name}={port} would become {port + offset}: a port is at most 65535"
+        for options in services.values()
+        for name, port in port_variables(options).items()
+        if port + offset > 65_535
+    ]
+    if errors:
+        raise SettingsError(errors)
+    out = {}
+    for name, options in services.items():
+        moved: Any = {f: getattr(options, f) + offset for f in ("port", "health_port") if hasattr(options, f)}
+        group: Any = options
+        out[name] = replace(group, **moved)
+    return out
 
 
 def _distinct_streams(groups: Sequence[object]) -> None:
@@ -272,7 +303,7 @@ def load(
     return Settings(
         redis,
         common,
-        services,
+        _moved(services, common.port_offset),
         loaded.warnings,
         loaded.unrecognised_modes,
         loaded.given,

@@ -24,6 +24,7 @@ from quantum_alloc.core import (
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch
 
 NAME = "portfolio"
 DONE = "Portfolio cycle complete"
@@ -48,7 +49,7 @@ def read(store: Store, universe: Universe, keys: Keys, balance_s: float, positio
     return Seen(symbols, PortfolioInputs(now, balance, positions, wire.decode(wire.PEAK, first[1], now, 0)))
 
 
-def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
+def tell(metrics: Metrics, watch: Watch, seen: Seen, made: Made) -> Told:
     """Metrics and the cycle's line."""
     m = metrics
     m.set("quantum_alloc_symbols", len(seen.symbols.names))
@@ -57,8 +58,8 @@ def tell(metrics: Metrics, seen: Seen, made: Made) -> Told:
     looked: Counter[tuple[str, str]] = Counter(("position", r.state) for r in seen.inputs.positions.values())
     looked["balance", seen.inputs.balance_usd.state] += 1
     looked["peak", seen.inputs.peak_usd.state] += 1
-    for (name, state), n in looked.items():
-        m.add("quantum_alloc_inputs_total", name, state, amount=n)
+    watch.inputs(seen.inputs.now, looked)
+    watch.tell(seen.inputs.now)
     if isinstance(made, Unusable):
         return Told(DONE, made.detail or f"balance_{made.reason}", {"equity": None})
     m.set("quantum_alloc_equity_usd", made.equity_usd)
@@ -94,6 +95,8 @@ def build(
         position_s: age from which a position counts as out of date, seconds.
     """
 
+    watch = Watch(metrics, "")
+
     def decide(state: PortfolioState, seen: Seen, _: Attempt) -> tuple[PortfolioState, Made]:
         if not seen.symbols.complete:  # the equity of some of the positions would raise a peak that never was
             return state, Unusable(Reason.MISSING, detail="scanning")
@@ -113,7 +116,7 @@ def build(
         read=lambda now: read(store, universe, to.keys, balance_s, position_s, now),
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, _: tell(metrics, seen, made),
+        tell=lambda seen, made, _: tell(metrics, watch, seen, made),
     )
 
 

@@ -6,13 +6,14 @@ counts where the live one is absent.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantum_alloc.adapters import wire
 from quantum_alloc.adapters.effects import Command, Reply
 from quantum_alloc.adapters.flow_writes import proposal_effects
-from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys, ShadowKeys
+from quantum_alloc.adapters.keys import LIVE, HashKeys, Keys
 from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Symbols, Universe
@@ -20,6 +21,7 @@ from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import ProposalCycle, ProposalInputs, ProposalParams, proposal_cycle
 from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, values_of
 
 NAME = "proposer"
 
@@ -61,15 +63,19 @@ def read(
     return Seen(now, symbols, tuple(inputs))
 
 
-def tell(m: Metrics, mode: str, seen: Seen, made: ProposalCycle, *, shadow_lane: bool) -> Told:
+def tell(m: Metrics, watch: Watch, mode: str, seen: Seen, made: ProposalCycle, *, shadow_lane: bool) -> Told:
     """Metrics and the cycle's line."""
     m.add("p29_shadow_loops_total")
     m.set("quantum_alloc_symbols", len(seen.inputs))
     m.set("quantum_alloc_refused_names", seen.symbols.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
-    for i in seen.inputs:
-        m.add("quantum_alloc_inputs_total", "target", i.base_target_usd.state)
-        m.add("quantum_alloc_inputs_total", "efficiency", i.efficiency.state)
+    targets = {i.symbol: i.base_target_usd for i in seen.inputs}
+    efficiencies = {i.symbol: i.efficiency for i in seen.inputs}
+    looked = Counter(("target", r.state) for r in targets.values())
+    looked.update(("efficiency", r.state) for r in efficiencies.values())
+    values = {"target": values_of(targets), "efficiency": values_of(efficiencies)}
+    watch.inputs(seen.now, looked, values, due=("target", "efficiency"))
+    watch.tell(seen.now)
     for d in made.decisions:
         m.add("p29_shadow_proposed_total", d.reason.value)
     for n in made.not_proposed:
@@ -109,7 +115,9 @@ def build(
         interval_s: cadence.
         shadow_lane: whether the shadow lane counts where the live one is absent.
     """
-    lanes = (to.keys, ShadowKeys(to.keys.tag) if shadow_lane else None)
+    lanes = (to.keys, to.keys.shadow if shadow_lane else None)
+
+    watch = Watch(metrics, to.mode)
 
     def decide(_: None, seen: Seen, attempt: Attempt) -> tuple[None, ProposalCycle]:
         return None, proposal_cycle(seen.inputs, seen.now, params, attempt)
@@ -122,7 +130,7 @@ def build(
         read=lambda now: read(store, universe, params, lanes, now),
         decide=decide,
         effects=lambda seen, made: proposal_effects(made, to, stream, seen.symbols.known),
-        tell=lambda seen, made, _: tell(metrics, to.mode, seen, made, shadow_lane=shadow_lane),
+        tell=lambda seen, made, _: tell(metrics, watch, to.mode, seen, made, shadow_lane=shadow_lane),
     )
 
 
@@ -132,6 +140,6 @@ def universe_of(
     """Symbols with a target or an efficiency, in either lane where both are read."""
     prefixes = [keys.target(""), keys.efficiency("")]
     if shadow_lane:
-        aside = ShadowKeys(keys.tag)
+        aside = keys.shadow
         prefixes += [aside.target(""), aside.efficiency("")]
     return Universe(keys, prefixes, fixed, limit)

@@ -22,6 +22,7 @@ from quantum_alloc.core.isolate import Attempt
 from quantum_alloc.core.regime import KEPT_BARS
 from quantum_alloc.services.logs import Fields
 from quantum_alloc.services.loop import Cycle, Told
+from quantum_alloc.services.vacuity import Watch, bars_seen
 
 NAME = "regime"
 DONE = "Regime cycle complete"
@@ -37,12 +38,15 @@ class Seen:
     malformed: int
 
 
-def tell(m: Metrics, seen: Seen, made: RegimeDecision | NoRegime) -> Told:
+def tell(m: Metrics, watch: Watch, seen: Seen, made: RegimeDecision | NoRegime) -> Told:
     """Metrics and the cycle's line."""
     m.set("quantum_alloc_symbols", made.symbols)
     m.set("quantum_alloc_refused_names", seen.symbols.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     m.set("quantum_alloc_bars_malformed", seen.malformed)
+    if seen.symbols.complete:
+        watch.inputs(seen.now, *bars_seen(seen.bars, seen.symbols.names, seen.now), due=("bars",))
+        watch.tell(seen.now)
     m.set("quantum_alloc_regime_bars", made.bars)
     m.set("quantum_alloc_regime_gaps", made.gaps)
     if isinstance(made, NoRegime):
@@ -67,6 +71,7 @@ def build(
         to: stream length and names.
         interval_s: cadence.
     """
+    watch = Watch(metrics, "")
     reader = BarReader(to.keys, max(KEPT_BARS, params.window + 1))
 
     def read(now: float) -> Seen:
@@ -90,7 +95,7 @@ def build(
         read=read,
         decide=decide,
         effects=effects,
-        tell=lambda seen, made, _: tell(metrics, seen, made),
+        tell=lambda seen, made, _: tell(metrics, watch, seen, made),
     )
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from quantum_alloc.adapters import codec, server_check, wire
+from quantum_alloc.adapters.clock import Clock, ShiftedClock, WallClock, offset_s
 from quantum_alloc.adapters.flow_writes import STRESS_TTL_S
 from quantum_alloc.adapters.keys import Keys
 from quantum_alloc.adapters.store import Store, StoreError
@@ -72,7 +74,23 @@ def _service(name: str, host: str, port: int) -> dict[str, Any]:
         "last_cycle_s": body.get("loop_age_s"),
         "ms": body.get("last_cycle_ms"),
         "note": body.get("last_error") or body.get("nothing_written"),
+        "clock_offset_s": body.get("clock_offset_s", 0.0),
+        "started_at": body.get("started_at"),
     }
+
+
+def clock_of(settings: Settings, asked: Sequence[dict[str, Any]] | None = None) -> Clock:
+    """The clock that the services live on: the machine's, or that of a demo that was kept.
+
+    Args:
+        settings: they name the services' addresses, and whether these may live on a clock of their own.
+        asked: what the services said; None asks them, where that may be so.
+    """
+    if asked is None:
+        asked = services(settings) if settings.of(GovernorOptions).clock == "simulated" else ()
+    told = {row["clock_offset_s"] for row in asked if isinstance(row.get("clock_offset_s"), int | float)}
+    offset = float(told.pop()) if len(told) == 1 else 0.0
+    return ShiftedClock(offset) if offset else WallClock()
 
 
 def _ask(host: str, port: int) -> bytes:
@@ -239,9 +257,12 @@ def server(store: Store) -> dict[str, Any]:
     }
 
 
-def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any], str]:
-    """Everything that ``status`` shows, and what kept it from reading Redis."""
-    found: dict[str, Any] = {"services": services(settings), "redis": settings.redis.address()}
+def gather(settings: Settings, store: Store) -> tuple[dict[str, Any], str]:
+    """Everything that ``status`` shows, and what kept it from reading Redis; ages by the services' clock."""
+    rows = services(settings)
+    clock = clock_of(settings, rows)
+    now = clock.now()
+    found: dict[str, Any] = {"services": rows, "redis": settings.redis.address(), "clock_offset_s": offset_s(clock)}
     try:
         found["server"] = server(store)
         found["inputs"] = inputs(store, settings, now)
@@ -249,6 +270,7 @@ def gather(settings: Settings, store: Store, now: float) -> tuple[dict[str, Any]
         found["gates"] = governor_status.gates(settings.of(GovernorOptions).params())
         found["governor"] = governor_status.state(store, settings.keys)
         found["windows"] = governor_status.windows(store, settings, now)
+        found["headroom"] = governor_status.headroom(store, settings, now)
         found["account"], found["permits"] = apply_status.state(store, settings.keys)
         found["last_cycle"] = last_cycle(store, settings.keys, now)
     except StoreError as error:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quantum_alloc.adapters import codec, wire
-from quantum_alloc.adapters.clock import WallClock
 from quantum_alloc.adapters.effects import Effect, HashSet, StreamAdd
-from quantum_alloc.services import app, explain, explain_plan, inject, lanes, plot, show
+from quantum_alloc.services import app, explain, explain_plan, inject, lanes, plot, show, status
 from quantum_alloc.services.options import ApplyOptions, ClustersOptions, GovernorOptions, RegimeOptions, Settings, load
 
 DONE, USAGE = 0, 2
@@ -186,7 +185,7 @@ def _settings(environ: Mapping[str, str]) -> Settings:
 
 def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = _settings(environ)
-    store, now = app.open_store(settings), WallClock().now()
+    store, now = app.open_store(settings), status.clock_of(settings).now()
     is_symbol = not args.plan and codec.symbol(args.what.encode()) is not None
     events = settings.of(GovernorOptions).events_stream
     try:
@@ -210,7 +209,7 @@ def _explain(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
 def _diff_lanes(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     settings = _settings(environ)
-    store, now = app.open_store(settings), WallClock().now()
+    store, now = app.open_store(settings), status.clock_of(settings).now()
     try:
         only = tuple(args.symbols) or settings.common.symbols
         names = lanes.symbols(store, settings.keys, only, settings.common.max_symbols, now)
@@ -230,7 +229,9 @@ def _plot(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         plot.needs_plotly()
         options, only = settings.of(ClustersOptions), settings.common.symbols
-        bars = plot.bars_of(store, settings.keys, only, options.max_symbols, plot.KEPT_BARS, WallClock().now())
+        bars = plot.bars_of(
+            store, settings.keys, only, options.max_symbols, plot.KEPT_BARS, status.clock_of(settings).now()
+        )
         if args.what == "clusters":
             of = wire.decode_clusters(store.read([("HGETALL", settings.keys.clusters)])[0])
             page = plot.clusters(bars, of, options.params())
@@ -272,7 +273,8 @@ def _inject(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         print(f"quantum-alloc: {text}", file=sys.stderr)
         return USAGE
     settings = _settings(environ)
-    where = inject.Where(settings, WallClock().now() if args.ts is None else args.ts, args.lane == "shadow")
+    now = status.clock_of(settings).now() if args.ts is None else args.ts
+    where = inject.Where(settings, now, args.lane == "shadow")
     effects = _effects(args, where)
     store = app.open_store(settings)
     try:
