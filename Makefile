@@ -54,7 +54,7 @@ docs: $(STAMP) ## write the generated reference pages, shell completion and manu
 	@$(BIN)/python -m tests.tools.shell_pages
 
 deploy: $(STAMP) ## write the copies of units, rights, rules and dashboard in deploy/ anew
-	@$(BIN)/quantum-alloc config deploy deploy >/dev/null
+	@env -i $(BIN)/quantum-alloc config deploy deploy >/dev/null
 
 lock: $(STAMP) ## resolve requirements.lock anew (installs uv into .venv)
 	@$(BIN)/python -m pip install --quiet uv

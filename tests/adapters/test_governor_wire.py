@@ -406,16 +406,20 @@ def test_zero_and_absence() -> None:
 
 
 def test_more_violations_than_are_read_at_once() -> None:
-    """What a flood of other symbols' violations may hide is not known; what was seen counts."""
+    """What a flood of other symbols' violations may hide is not known, unless the oldest is not young; what was seen
+    counts."""
 
-    def told(symbol: str) -> Any:
-        return [b"1-0", [b"json", json.dumps({"symbol": symbol, "position_notional": 5.0, "timestamp": 100}).encode()]]
+    def told(symbol: str, ts: int = 100) -> Any:
+        return [b"1-0", [b"json", json.dumps({"symbol": symbol, "position_notional": 5.0, "timestamp": ts}).encode()]]
 
     flood = [told("OTHERUSDT")] * (gw.VIOLATIONS_AT_ONCE - 1)
     seen = gw.violations([told("BTCUSDT"), *flood], 100.0, ["BTCUSDT", "ETHUSDT"])
     assert seen["BTCUSDT"].value == 5.0
     assert seen["ETHUSDT"].state == "redis_error"
     assert gw.violations(flood, 100.0, ["ETHUSDT"])["ETHUSDT"].state == "missing"
+    young, old = told("OTHERUSDT", 71), told("OTHERUSDT", 70)
+    for oldest, state in ((young, "redis_error"), (old, "missing"), (b"", "redis_error")):
+        assert gw.violations([*flood, oldest], 100.0, ["ETHUSDT"])["ETHUSDT"].state == state
 
 
 @pytest.mark.parametrize("reply", [None, b"1", [], [b"1"], [b"1", b"2", b"3"], [1, b"2"], [b"1", None]], ids=repr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -30,6 +31,12 @@ from quantum_alloc.adapters.registry_types import (
 )
 from quantum_alloc.adapters.rights import USERS, When
 from quantum_alloc.adapters.wire import TIME_ALIASES
+from quantum_alloc.core.attribution import AttributionSource
+from quantum_alloc.core.downsize import HintAction
+from quantum_alloc.core.efficiency import Pressure
+from quantum_alloc.core.factors import Zone
+from quantum_alloc.core.governor_params import ApplyMode
+from quantum_alloc.core.proposal import ProposalReason
 from quantum_alloc.services.governor_options import GovernorOptions
 from quantum_alloc.services.service_options import (
     AllocationOptions,
@@ -103,6 +110,22 @@ def test_lives_are_those_of_the_settings() -> None:
     }  # fmt: skip
 
 
+WORDS: tuple[tuple[str, str, type[StrEnum]], ...] = (
+    ("target", "drawdown_zone", Zone), ("attribution", "source", AttributionSource),
+    ("efficiency", "capital_pressure", Pressure), ("proposed", "reason", ProposalReason),
+    ("permit", "eff_action", HintAction), ("permit", "apply_mode", ApplyMode),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "field", "code"), WORDS)
+def test_the_code_has_the_words_of_the_contract(name: str, field: str, code: type[StrEnum]) -> None:
+    """Those that a short run does not come to are the contract's too."""
+    (kind,) = (f.type for f in registry.record(name).fields if f.name == field)
+    of = kind.of if isinstance(kind, Quoted) else kind
+    assert isinstance(of, Choice)
+    assert set(of.words) == {word.value for word in code}
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_rows_make_sense(name: str) -> None:
     """Field names are there once in each variant, the time is a field of the row and required, discriminators are the
@@ -159,6 +182,7 @@ def test_any_string_is_answered(raw: bytes) -> None:
 
 TYPES: tuple[tuple[Type, tuple[bytes, ...], tuple[bytes, ...]], ...] = (
     (Number(0.0, 1.0), (b"0", b"1.0", b"5e-1", b"1e0"), (b"", b"1.1", b"-0.1", b"NaN", b"inf", b"1_0", b"0x1", b" 1")),
+    (Number(0.0, 9.0, positive=True), (b"1e-9", b"9"), (b"0", b"-1", b"0.0", b"10")),
     (Number(decimals=4), (b"1.0000", b"-0.5000"), (b"1.0", b"1.00000", b"1e0", b"x")),
     (Whole(1, 9), (b"1", b"9"), (b"0", b"10", b"1.0", b"-1", b"+1", b"", "\u0661".encode())),
     (Time(), (b"0", b"1769577492"), (b"1769577492000", b"1769577492.5", b"-1", b"soon", b"2026-01-28")),
@@ -247,9 +271,69 @@ def test_a_time_of_an_execution_may_stand_anywhere() -> None:
     assert registry.violations(of, {"payload": json.dumps(told).encode()}) == []
     said = registry.violations(of, {"payload": json.dumps({**told, "pnl": "x"}).encode()})
     assert said == ["pnl is malformed: 'x'"]
-    assert registry.violations(of, {"payload": b"[]"}) == ["payload is no JSON object"]
-    assert registry.violations(of, {"payload": b"{"}) == ["payload is no JSON object"]
+    assert registry.violations(of, {"payload": b"[]"}) == ["payload is no JSON object of at most 64 fields"]
+    assert registry.violations(of, {"payload": b"{"}) == ["payload is no JSON object of at most 64 fields"]
     assert registry.violations(registry.record("violations"), {"symbol": b"BTCUSDT"}) == ["json is missing"]
+
+
+EXECUTED = {"symbol": b"BTCUSDT", "filled_qty": b"1"}
+
+
+@pytest.mark.parametrize(
+    ("beside", "inside", "said"),
+    [
+        ({}, None, ["timestamp is missing"]),
+        ({"time": b"5"}, None, ["timestamp is missing"]),
+        ({"updated_ts": b"soon"}, None, ["updated_ts is malformed: 'soon'"]),
+        ({}, {"time": "5"}, ["timestamp is missing"]),
+        ({"ts_epoch": b"5"}, {}, []),
+        ({"ts_epoch": b"soon"}, {}, ["ts_epoch is malformed: 'soon'"]),
+        ({"ts_epoch": b"soon"}, {"ts": "5"}, []),
+        ({}, {"ts": "5", "x": "y" * 5000}, ["payload is longer than 4096 bytes"]),
+        ({}, {"ts": "5", **{f"x{n}": "" for n in range(64)}}, ["payload is no JSON object of at most 64 fields"]),
+        ({}, {"ts": "5", "pnl": True}, ["pnl is empty"]),
+    ],
+)
+def test_an_execution_is_judged_as_its_readers_read_it(
+    beside: dict[str, bytes], inside: dict[str, Any] | None, said: list[str]
+) -> None:
+    """A time must stand somewhere; one inside the payload counts before one beside it; what readers refuse as too much
+    is told of. Without a time readers take the entry's id, so that nobody else would notice that it was renamed."""
+    of = registry.record("executions")
+    told = {n: v.decode() for n, v in EXECUTED.items()}
+    fields = EXECUTED if inside is None else {"payload": json.dumps({**told, **inside}).encode()}
+    assert registry.violations(of, {**fields, **beside}) == said
+
+
+def test_too_much_is_told_of() -> None:
+    """Values above 4 kB and records of more than 64 fields, which readers refuse, in one line and at once."""
+    latch = {"state": b"HALT", "since": b"1." + b"1" * 10_000_000, "by": b"a", "why": b"b", "ts": b"1"}
+    assert registry.violations(registry.record("latch"), latch) == ["since is longer than 4096 bytes"]
+    plan = {"plan_id": b"p1", "symbol": b"BTCUSDT", "action": b"X", "decision": b"EXECUTE", "timestamp": b"5"}
+    many = {**plan, **{f"x{n}": b"" for n in range(60)}}
+    assert registry.violations(registry.record("plans"), plan) == []
+    assert registry.violations(registry.record("plans"), many) == ["it has 65 fields, at most 64 are read"]
+    clusters = {f"C{n}": b"[]" for n in range(10_001)}
+    said = "it has 10001 fields, at most 10000 are read"
+    assert registry.violations(registry.record("clusters"), clusters) == [said]
+    state = {f"S{n}": b"{}" for n in range(10_001)}
+    assert said not in registry.violations(registry.record("efficiency_state"), state)
+
+
+@pytest.mark.parametrize("raw", [b"x", b"[]", b"", b'{"granted": tru', b"\xff", b'"' + b"x" * 10_000_000 + b'"'])
+def test_a_text_that_is_no_json_is_told_of_as_that(raw: bytes) -> None:
+    """And not by the list of everything that it lacks."""
+    for name in ("permit", "block", "tombstone"):
+        of = registry.record(name)
+        assert registry.violations(of, registry.fields_in(of, raw)) == ["the value is no JSON object"]
+
+
+def test_an_answer_may_be_kept_longer_than_settings_say() -> None:
+    """A tombstone lives as long as the oldest plan of the stream has stood there: that is no fault after a month."""
+    of = registry.record("tombstone")
+    assert registry.expiry_trouble(of, 31 * 86_400) == ""
+    assert registry.expiry_trouble(of, -1) == "has no expiry"
+    assert "expires after 2,592,000 s or more" in registry_page.reference_page()
 
 
 def test_an_event_of_no_known_kind_is_told_of() -> None:
@@ -269,4 +353,6 @@ def test_the_page_tells_all() -> None:
             assert not field.name or f"| `{field.name}` |" in page
     assert "expires after at most 300 s, set by `TARGET_TTL_SEC`" in page
     assert "Written by allocation (in enforce alone), operator." in page
+    assert "| `price` | number above 0 | USD | newest close |" in page
+    assert "| `bar_s` | number above 0, at most 1e+08 | s |" in page
     assert set(TIME_ALIASES) <= set(page.replace("`", " ").replace(",", " ").split())

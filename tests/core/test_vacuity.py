@@ -117,6 +117,14 @@ def test_a_symbol_that_comes_back_with_another_value_has_changed() -> None:
     assert one.look(180.0, {"C": 1}).look(240.0, {"A": 2}).constant_s == 0.0
 
 
+def test_one_of_many_that_goes_is_not_forgotten() -> None:
+    """What stands in two looks counts once against the bound."""
+    many = {f"S{i}": 1 for i in range(SYMBOLS_MAX - 1_000)}
+    one = Constancy().look(0.0, many).look(60.0, {s: 1 for s in many if s != "S0"})
+    assert one.look(120.0, {"S0": 2}).constant_s == 0.0
+    assert one.look(120.0, {"S0": 1}).constant_s == 120.0
+
+
 def test_an_input_that_ends_does_not_become_constant() -> None:
     """What is not there any more is blind, not constant: the time of the last value is what counts."""
     one = Constancy().look(0.0, {"A": 1}).look(60.0, {"A": 1}).look(7_200.0, {})

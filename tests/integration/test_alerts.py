@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,13 +22,15 @@ from quantum_alloc.core.governor_inputs import Kill
 from quantum_alloc.core.governor_params import BLOCK_REASONS
 from quantum_alloc.services import alert_files, dashboard
 from quantum_alloc.services.alert_classes import CLASSES, ELSEWHERE, STORE_CLASSES, Elsewhere
-from quantum_alloc.services.alert_kit import PREFIX, Alert
+from quantum_alloc.services.alert_kit import PREFIX, UNIT, Alert
 from quantum_alloc.services.alert_rules import ALERTS, RECORDINGS
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.dashboard_panels import PANELS
+from quantum_alloc.services.units import UNITS
 from tests.conftest import absent
 from tests.support.rule_cases import CASES, EVERY_S, Case, values
 
+MEMORY = Path("/dev/shm")
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 ROWS = {row.name: row for rows in (metrics.COMMON, *metrics.TABLES.values()) for row in rows}
 CODED = frozenset(
@@ -66,8 +69,10 @@ def promtool() -> str:
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    """A command of promtool, to its end."""
-    return subprocess.run([promtool(), *map(str, words)], capture_output=True, text=True, timeout=120, check=False)
+    """A command of promtool, to its end; its hundreds of small stores need no disk."""
+    environ = {**os.environ, **({"TMPDIR": str(MEMORY)} if os.access(MEMORY, os.W_OK) else {})}
+    command = [promtool(), *map(str, words)]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
 
 
 def selectors(expr: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
@@ -92,12 +97,13 @@ def matches(matcher: tuple[str, str, str], value: str) -> bool:
 
 
 def looked_at(row: metrics.Row, counts: tuple[str, ...], exprs: Sequence[str]) -> bool:
-    """Whether an expression looks at one count of a metric; to divide by all of them is no look."""
+    """Whether an expression looks at one count of a metric; to divide by all of them, or to
+    ask whether there are any, is no look."""
     told = dict(zip(row.labels, counts, strict=True))
     return any(
         name == row.name and all(matches(m, told[m[0]]) for m in matchers if m[0] in told)
         for expr in exprs
-        for name, matchers in selectors(re.sub(r"/ sum by .*", "", expr))
+        for name, matchers in selectors(re.sub(r"(/ sum by|and on \(\)) .*", "", expr))
     )
 
 
@@ -290,8 +296,9 @@ def failed(directory: Path, cases: Sequence[Case], alerts: Sequence[Alert] = ALE
     for alert in alerts:
         mine = {n: c for n, c in enumerate(cases) if c.alert == alert.name}
         rules, tests = directory / f"{alert.name}.rules.yml", directory / f"{alert.name}.yml"
-        rules.write_text(alert_files.rules_text([alert]))
-        order = [alert_files.RECORDED, alert_files.group_name(alert.group)]
+        needed = [row for row in RECORDINGS if row.name in alert.expr]
+        rules.write_text(alert_files.rules_text([alert], needed))
+        order = [*([alert_files.RECORDED] if needed else []), alert_files.group_name(alert.group)]
         tests.write_text(as_tests(mine, rules.name, order))
         files += [tests] if mine else []
     done = run("test", "rules", *files)
@@ -313,6 +320,33 @@ def test_every_alert_fires_and_is_quiet(tmp_path: Path) -> None:
     assert {c.alert for c in CASES} == {a.name for a in ALERTS}
 
 
+def test_a_remedy_names_the_unit(tmp_path: Path) -> None:
+    """An alert about a service says which unit to look at, and all of them for a job that has none; the words that the
+    tables have for it reach nobody."""
+    alert = next(a for a in ALERTS if a.name == "ServiceDown")
+    (tmp_path / "rules.yml").write_text(alert_files.rules_text([alert], []))
+    names = {**{job: unit.name for job, unit in UNITS.items()}, "desk": "'quantum-*'"}
+    expected = [
+        {
+            "exp_labels": {"job": job, "instance": "i", "severity": alert.severity},
+            "exp_annotations": {
+                "summary": f"{job} (i) cannot be reached",
+                "description": alert.when,
+                "action": alert.todo.replace(UNIT, name),
+            },
+        }
+        for job, name in names.items()
+    ]
+    asked = {"eval_time": "5m", "alertname": alert.full_name, "exp_alerts": expected}
+    series_ = [{"series": f'up{{job="{job}",instance="i"}}', "values": "1 0x10"} for job in names]
+    test = {"interval": "1m", "input_series": series_, "alert_rule_test": [asked]}
+    (tmp_path / "test.yml").write_text(json.dumps({"rule_files": ["rules.yml"], "tests": [test]}))
+    done = run("test", "rules", tmp_path / "test.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert UNIT not in alert_files.rules_text()
+    assert sum(UNIT in a.todo for a in ALERTS) >= 5
+
+
 def emptied(alert: Alert) -> Alert:
     """An alert that can never fire."""
     return dataclasses.replace(alert, expr=f"({alert.expr}) and vector(1) == 2")
@@ -332,7 +366,7 @@ def loosened(alert: Alert) -> Alert:
     found = list(re.finditer(r"(>=|<=|==|>|<) (-?[\d.]+)", alert.expr))
     if not found:
         return dataclasses.replace(alert, expr="vector(1)")
-    last = found[0] if alert.name in ("TargetsShrunk",) else found[-1]
+    last = found[0] if alert.name in ("TargetsShrunk", "InputConstant") else found[-1]
     expr = alert.expr[: last.start()] + looser[last[1]](float(last[2])) + alert.expr[last.end() :]
     return dataclasses.replace(alert, expr=expr)
 
@@ -340,7 +374,7 @@ def loosened(alert: Alert) -> Alert:
 @pytest.mark.parametrize(
     ("change", "of"),
     [
-        (emptied, [c for c in CASES if c.fires is not None]),
+        (emptied, list({c.alert: c for c in CASES if c.fires is not None and c.minutes < 100}.values())),
         (hasty, [c for c in CASES if c.what == "too short"]),
         (loosened, [c for c in CASES if c.is_edge]),
     ],

@@ -1174,6 +1174,26 @@ def test_a_foreign_fill_raises_an_alarm_once(venue: Venue, caplog: pytest.LogCap
     again.crash()
 
 
+def test_what_is_no_execution_is_no_fill(venue: Venue, caplog: pytest.LogCaptureFixture) -> None:
+    """An entry that names no symbol raises no alarm, is counted apart, and what comes after it is read; one that names
+    a symbol and not how much is somebody's execution all the same."""
+    client = venue.client
+    venue.filled("p1", BTC)
+    with caplog.at_level(logging.ERROR, "quantum_alloc.apply"):
+        for fields in ({"foo": "bar"}, {"payload": "?"}, {"symbol": "?", "filled_qty": "1", "plan_id": "p1"}):
+            client.xadd(ap.FILLS, fields)
+        venue.apply.settle()
+    assert caplog.records == []
+    c = ap.account(client).permits.counts
+    assert (c.fills, c.is_wrong) == (1, False)
+    assert venue.apply.metrics.value("quantum_alloc_executions_unreadable_total") == 3.0
+    client.xadd(ap.FILLS, {"symbol": BTC, "filled_qty": "?"})
+    venue.apply.settle()
+    c = ap.account(client).permits.counts
+    assert (c.fills, c.without_permit) == (2, 1)
+    assert venue.apply.metrics.value("quantum_alloc_executions_unreadable_total") == 3.0
+
+
 def test_a_fill_above_its_permit(venue: Venue, caplog: pytest.LogCaptureFixture) -> None:
     """A second fill that names a consumed permit, and one that names it for another symbol."""
     client = venue.client

@@ -10,11 +10,11 @@ from threading import Thread
 
 import pytest
 
-from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError, find_server, free_port
+from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError, find_server
 from quantum_alloc.services import logs, status
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.show import table
-from tests.support.running import Service, seed, until
+from tests.support.running import ALONE, Service, seed, until
 from tests.support.worlds import Client
 
 
@@ -137,12 +137,13 @@ def test_status(one_server: EmbeddedServer, one_client: Client, capsys: pytest.C
     seed(one_client, time.time(), {"BTCUSDT": 1000.0})
     assert main(["run", "allocation", "--once"], quiet(one_server.url)) == 0
     before = sorted(one_client.keys())
-    environ = quiet(one_server.url, P29_METRICS_PORT=str(free_port()))
-    assert main(["status"], environ) == 0
-    shown = capsys.readouterr().out
+    environ = quiet(one_server.url, **ALONE)
+    assert main(["status"], environ) == 1
+    shown, told = capsys.readouterr()
+    assert "not well: portfolio not reached, regime not reached" in told
     for word in ("allocation", "not reached", "portfolio", "fresh", "1 of 1", "missing", "cycle_id"):
         assert word in shown
-    assert main(["status", "--format", "json"], environ) == 0
+    assert main(["status", "--format", "json"], environ) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["last_cycle"]["targets"] == "1"
     assert {row["input"]: row["state"] for row in found["inputs"]}["budget"] == "fresh"

@@ -24,7 +24,9 @@ from tests.conftest import absent
 from tests.support.running import until
 from tests.support.scraping import Kept, Prometheus, kept_demo
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "metrics.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reference" / "metrics.md"
+DEPLOY = ROOT / "deploy"
 RUNNING = {"python_info"}
 
 
@@ -67,7 +69,8 @@ def without_data(prometheus: Prometheus, panels: Sequence[Panel], within_s: floa
 def test_every_query_has_data(prometheus: Prometheus) -> None:
     """Each query of each panel gives at least one sample, and a query of a metric that is not there does not."""
     assert without_data(prometheus, PANELS, within_s=40) == []
-    renamed = dataclasses.replace(PANELS[0], queries=((PANELS[0].queries[0][0].replace("p31_", "p31_x_"), ""),))
+    one = next(panel for panel in PANELS if panel.title == "Efficiency score")
+    renamed = dataclasses.replace(one, queries=((one.queries[0][0].replace("p31_", "p31_x_"), ""),))
     assert without_data(prometheus, [renamed], within_s=0.1) == [renamed.queries[0][0]]
 
 
@@ -110,6 +113,25 @@ def test_every_rule_is_well(prometheus: Prometheus) -> None:
     assert bad == []
 
 
+WANTS_TROUBLE = {
+    "ServiceNotScraped", "NothingWritten", "LogErrors", "OverBudget", "FillWithoutPermit", "FillAbovePermit",
+    "FillElsewhere",
+}  # fmt: skip
+"""Alerts whose series are there only in trouble, or that compare with what was an hour ago."""
+
+
+def test_every_alert_has_something_to_look_at(prometheus: Prometheus) -> None:
+    """Without its thresholds each alert's expression has data in a healthy installation: names, labels and matching
+    are those of the real services, so that it can fire."""
+
+    def deaf() -> set[str]:
+        bare = {a.name: re.sub(r"(>=|<=|==|>|<) -?[\d.]+(?!\w)", "", a.expr) for a in ALERTS}
+        return {name for name, expr in bare.items() if name not in WANTS_TROUBLE and not prometheus.query(expr)}
+
+    until(lambda: not deaf(), 30, "every alert has data")
+    assert {a.name for a in ALERTS} > WANTS_TROUBLE
+
+
 def test_every_metric_of_a_page_has_a_line_in_the_docs(kept: Kept) -> None:
     """What the services really show is in the reference, and no service is without its own and the common ones;
     `promtool check metrics` finds nothing."""
@@ -142,8 +164,9 @@ def test_panels_are_told() -> None:
         steps = [value for _, value in panel.steps]
         assert steps[:1] in ([], [None]), panel.title
         assert steps[1:] == sorted(value for value in steps[1:] if value is not None)
-    rows = ["Efficiency trends", "Capital pressure", "Targets by factor", "Verdicts", "Inputs and vacuity", "Health"]
+    rows = ["Health", "Efficiency trends", "Capital pressure", "Targets by factor", "Verdicts", "Inputs and vacuity"]
     assert list(dict.fromkeys(panel.row for panel in PANELS)) == rows
+    assert [panel.title for panel in PANELS[:2]] == ["Alerts", "Reached"]
 
 
 def test_the_dashboard_can_be_imported() -> None:
@@ -165,8 +188,30 @@ def test_the_dashboard_can_be_imported() -> None:
     assert used == (names - {"datasource"}) | {"__rate_interval"}
 
 
+def jobs(text: str) -> dict[str, str]:
+    """Names and ports of a scrape configuration's jobs."""
+    return dict(re.findall(r'job_name: (\w+)\n.*\n.*"127.0.0.1:(\d+)"', text))
+
+
+def test_deploy_takes_the_ports_of_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--env-file F config deploy DIR` writes jobs on the ports of F, of a kept demo or of an installation; units stay
+    as they are shipped, and nothing is written where two services have one port."""
+    file, there = tmp_path / "demo.env", tmp_path / "there"
+    file.write_text('QA_PORT_OFFSET="1000"\nREDIS_URL="unix:///nowhere"\nP29_METRICS_PORT="7001"\n')
+    assert main(["--env-file", str(file), "config", "deploy", str(there)], {}) == 0
+    found = jobs((there / "prometheus" / "prometheus.yml").read_text())
+    plain = jobs(alert_files.scrape_text())
+    assert found == {**{job: str(int(port) + 1000) for job, port in plain.items()}, "allocation": "8001"}
+    for unit in (DEPLOY / "systemd").iterdir():
+        assert (there / "systemd" / unit.name).read_text() == unit.read_text()
+    file.write_text("P29_METRICS_PORT=7001\nP31_PORT=7001\n")
+    assert main(["--env-file", str(file), "config", "deploy", str(tmp_path / "bad")], {}) == 78
+    assert "choose another port" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
+
+
 def test_each_service_is_a_job() -> None:
     """The shipped file asks every service on the contract's port."""
-    found = dict(re.findall(r'job_name: (\w+)\n.*\n.*"127.0.0.1:(\d+)"', alert_files.scrape_text()))
+    found = jobs(alert_files.scrape_text())
     assert found.keys() == metrics.TABLES.keys()
     assert (found["governor"], found["allocation"], found["efficiency"]) == ("8044", "8059", "8062")

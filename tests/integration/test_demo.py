@@ -181,9 +181,9 @@ def test_it_never_touches_a_server_that_it_did_not_start(client: Client, any_ser
     assert found["sha256"] == as_json("--bars", "5")["sha256"]
 
 
-def test_keep_leaves_the_server_and_its_keys() -> None:
-    """--keep=server: the server is up after the end, its keys do not expire, every record decides again, status reads it."""
-    found = as_json("--bars", "20", "--keep=server")
+def test_keep_leaves_the_server_and_its_keys(tmp_path: Path) -> None:
+    """--keep=server: the server is up after the end, its keys do not expire, every record decides again."""
+    found = as_json("--bars", "20", "--keep=server", TMPDIR=str(tmp_path))
     try:
         client: Any = redis.Redis.from_url(found["url"], decode_responses=True)
         assert client.ttl("quantum:allocation:target:BTCUSDT") == -1
@@ -195,6 +195,23 @@ def test_keep_leaves_the_server_and_its_keys() -> None:
         client.close()
     finally:
         os.kill(found["pid"], signal.SIGTERM)
+
+
+def test_what_nobody_is_told_of_is_not_kept(tmp_path: Path) -> None:
+    """--keep into a pipe whose reader is gone: nobody would know what to end, so nothing is left."""
+    code = "import sys; from quantum_alloc.services.cli import main; sys.exit(main())"
+    words = ["demo", "--bars", "1", "--symbols", "BTCUSDT", "--keep=server", "--format", "json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], env={**CLEAN, "TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE
+    )
+    process.stdout.close()  # type: ignore[union-attr]  # it is a pipe
+    try:
+        assert process.wait(60) == 0
+        assert list(tmp_path.glob("qa-*")) == []
+    finally:
+        for socket in tmp_path.glob("qa-*/redis.sock"):
+            client: Any = redis.Redis(unix_socket_path=str(socket))
+            client.shutdown(nosave=True)
 
 
 def test_it_ends_by_a_signal(tmp_path: Path) -> None:
@@ -266,11 +283,12 @@ def closes(path: Path, symbols: set[str]) -> dict[int, dict[str, float]]:
     return found
 
 
-def test_equity_and_drawdown_follow_the_candles(shared: Path) -> None:
+def test_equity_and_drawdown_follow_the_candles(shared: Path, tmp_path: Path) -> None:
     """On real candles equity and drawdown are those of an independent calculation, from fills and candles alone:
     100,000 USD, less 0.04 % of each fill, plus each position x the change of its close."""
     path, run = shared / "data" / "klines_1m_2025-12-13_18.csv.gz", 1000 if CI else 400
-    found = as_json("--candles", str(path), "--symbols", ELEVEN, "--bars", str(run), "--keep=server")
+    words = ("--candles", str(path), "--symbols", ELEVEN, "--bars", str(run), "--keep=server")
+    found = as_json(*words, TMPDIR=str(tmp_path))
     try:
         client: Any = redis.Redis.from_url(found["url"], decode_responses=True)
         states = [f for _, f in client.xrange("quantum:stream:portfolio.state")]

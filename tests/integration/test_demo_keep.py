@@ -13,24 +13,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import redis
 
+from quantum_alloc.adapters import server_check
 from quantum_alloc.adapters.embedded import EmbeddedServer, ServerError
-from quantum_alloc.services import demo, demo_keep, demo_onward, env_file, status
+from quantum_alloc.adapters.keys import Keys
+from quantum_alloc.services import cli, demo, demo_keep, demo_onward, demo_view, env_file, status
 from quantum_alloc.services.app import SERVICES, open_market
 from quantum_alloc.services.options import FeedOptions, Settings, load, port_variables
 from tests.integration.test_demo import as_json
-from tests.support.running import CLEAN, until
+from tests.support.running import CLEAN, port_offset, until
 
 SYMBOLS = "BTCUSDT,ETHUSDT,SOLUSDT"
 SOME = ("--bars", "12", "--speed", "600", "--symbols", SYMBOLS)
-TRADES_SOON = {"QA_DESK_CHANNEL_BARS": "3"}
+SOON = {"QA_DESK_CHANNEL_BARS": "3", "P25_INTERVAL_SEC": "0.5", "P29_INTERVAL_SEC": "0.5"}
+"""The desk trades within a few bars, and a cycle need not be waited for."""
 
 
 class Kept:
@@ -93,7 +97,9 @@ def answers(port: int) -> bool:
 @pytest.fixture(scope="module")
 def kept() -> Iterator[Kept]:
     """One for all: ten candles a second, so that a test need not wait a minute for one."""
-    made = Kept(as_json(*SOME, "--keep", **TRADES_SOON))
+    offset = port_offset()
+    made = Kept(as_json(*SOME, "--keep", **SOON, QA_PORT_OFFSET=offset))
+    assert made.environ["QA_PORT_OFFSET"] == offset, "what the environment says is the first choice"
     yield made
     made.end()
 
@@ -139,23 +145,51 @@ def test_it_lives_on_the_demos_clock(kept: Kept) -> None:
     assert kept.found["last"] <= clock.now() < kept.found["last"] + 600
 
 
-def test_the_file_of_settings_is_enough(kept: Kept) -> None:
+def test_the_file_of_settings_is_enough(kept: Kept, capsys: pytest.CaptureFixture[str]) -> None:
     """status, explain and diff-lanes work with it alone, and see an installation whose inputs are fresh."""
-    done = kept.command("status", "--format", "json")
-    found = json.loads(done.stdout)
-    assert (done.returncode, done.stderr) == (0, "")
+
+    def told(*words: str) -> str:
+        assert cli.main(["--env-file", str(kept.env_file), *words], {}) == 0, words
+        out, err = capsys.readouterr()
+        assert err == "", words
+        return out
+
+    found = json.loads(told("status", "--format", "json"))
     states = {row["input"]: row["state"] for row in found["inputs"]}
     fresh = ("balance", "portfolio", "market", "budget", "target", "efficiency", "proposal")
     assert {name: states[name] for name in fresh} == dict.fromkeys(fresh, "fresh")
     assert found["permits"]["reconciled"] == "ok"
-    assert "own clock: it is 2026-01-01" in " ".join(kept.command("status").stdout.split())
-    for words in (("explain", "BTCUSDT"), ("diff-lanes",)):
-        done = kept.command(*words)
-        assert (done.returncode, done.stderr) == (0, ""), words
-    told = kept.command("explain", "BTCUSDT", "--format", "json").stdout
-    ages = [d["age_s"] for d in json.loads(told)["decisions"] if d.get("age_s") is not None]
+    counted = {w["symbol"]: int(w["opens in 1 h"].split()[0]) for w in found["windows"]}
+    rates = [r["symbol"] for r in found["headroom"] if r["gate"] == "2 opens"]
+    assert rates
+    assert all(counted[s] > 0 for s in rates), "both are counted by the demo's clock"
+    assert "own clock: it is 2026-01-01" in " ".join(told("status").split())
+    assert "BTCUSDT" in told("diff-lanes")
+    decisions = json.loads(told("explain", "BTCUSDT", "--format", "json"))["decisions"]
+    ages = [d["age_s"] for d in decisions if d.get("age_s") is not None]
     assert ages
     assert all(-1.0 <= age < 900.0 for age in ages)
+
+
+def test_beside_another_server_its_services_are_strangers(
+    kept: Kept,
+    one_server: EmbeddedServer,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its services tell the run of their server; who looks from another installation's settings sees that they are
+    not its own, takes nothing from them, and has exit code 1."""
+    assert {r["redis_run_id"] for r in status.services(kept.settings)} == {kept.client.info("server")["run_id"]}
+    words = ["--env-file", str(kept.env_file), "status", "--format", "json"]
+    real = server_check.read_facts
+    monkeypatch.setattr(server_check, "read_facts", lambda store: replace(real(store), up_s=3600))  # not just started
+    for more in ([], ["--inputs"]):
+        assert cli.main([*words, *more], {"REDIS_URL": one_server.url}) == 1
+        out, err = capsys.readouterr()
+        assert "governor works on another Redis" in err
+        rows = json.loads(out)["inputs" if more else "services"]
+        assert {row["state"] for row in rows} == {status.ELSEWHERE}
+        assert not any(row.get("mode") or row.get("looks") for row in rows)
 
 
 def test_the_simulated_clock_stays_with_the_demo(kept: Kept) -> None:
@@ -181,7 +215,7 @@ def test_the_log_is_clean(kept: Kept) -> None:
     """No error, and no warning but that there are too few bars yet, and how far a limit is used up."""
     lines = (kept.directory / demo_keep.LOG).read_text().splitlines()
     assert lines
-    known = ("too_few_bars", "no_correlations", "is used up")
+    known = ("too_few_bars", "no_correlations", "is used to 80 % or more")
     assert [line for line in lines if " INFO " not in line and not any(word in line for word in known)] == []
 
 
@@ -192,21 +226,47 @@ def test_who_has_nothing_to_do_waits(kept: Kept) -> None:
         return {r["service"]: r["cycles"] for r in status.services(kept.settings)}
 
     before = cycles()
-    time.sleep(1.0)
+    time.sleep(0.5)
     after = cycles()
     assert all(0 <= after[name] - before[name] < 40 for name in ("governor", "apply"))
 
 
 def test_the_run_is_the_same(kept: Kept) -> None:
     """Kept or not, the same candles give the same records."""
-    found = as_json("--bars", "12", "--symbols", SYMBOLS, **TRADES_SOON)
+    found = as_json("--bars", "12", "--symbols", SYMBOLS, **SOON)
     assert found["sha256"] == kept.found["sha256"]
     assert kept.found.keys() - found.keys() == {"url", "pid", "services_pid", "env_file"}
 
 
+def test_what_is_printed_can_be_pasted(kept: Kept) -> None:
+    """Each command that the demo tells is one that a shell reads, comment and all."""
+    server: Any = SimpleNamespace(socket=kept.directory / "redis.sock", pid=kept.server, url=kept.found["url"])
+    outcome: Any = SimpleNamespace(symbols=("BTCUSDT",), progress=demo.Progress(now=1767225660.0))
+    left = demo_keep.Kept(kept.services, kept.env_file, kept.directory / demo_keep.LOG, ended=False)
+    lines = [*demo_view.where_server(server, outcome, Keys()), *demo_view.where_all(server, left, "BTCUSDT")]
+    commands = [line[5:] for line in lines if line.startswith(("Try: ", "     "))]
+    assert len(commands) == 8
+    assert "ports: the contract's" in lines
+    moved = demo_view.where_all(server, replace(left, port_offset=6556), "BTCUSDT")
+    assert "ports: the contract's + 6556" in moved
+    read = subprocess.run(["bash", "-n"], input="\n".join(commands), capture_output=True, text=True, check=False)
+    assert (read.returncode, read.stderr) == (0, "")
+
+
+def test_nothing_is_kept_of_a_run_without_a_bar() -> None:
+    """A signal before the first bar: there is no time to go on from."""
+    for keep in ("all", "server"):
+        nothing: Any = SimpleNamespace(keep=keep, progress=demo.Progress())
+        assert cli._leave(nothing, {}, Keys(), nothing, nothing, Event()) is None
+
+
 def test_a_second_one_beside_it_and_its_end_by_sigkill(kept: Kept) -> None:
-    """It gets ports of its own; a server that is killed takes its services, its ports and its directory with it."""
-    other = Kept(as_json("--bars", "3", "--symbols", "BTCUSDT", "--keep", QA_FEED_REWRITE_SEC="1"))
+    """It gets ports of its own, where those that it was told are taken; a server that is killed takes its services,
+    its ports and its directory with it."""
+    taken = kept.environ["QA_PORT_OFFSET"]
+    other = Kept(
+        as_json("--bars", "3", "--symbols", "BTCUSDT", "--keep", QA_FEED_REWRITE_SEC="1", QA_PORT_OFFSET=taken)
+    )
 
     def is_written_again() -> bool:
         return bool(float(other.client.hget("quantum:state:market:BTCUSDT", "timestamp")) > other.found["last"])
@@ -223,26 +283,6 @@ def test_a_second_one_beside_it_and_its_end_by_sigkill(kept: Kept) -> None:
     finally:
         other.end()
     assert {r["state"] for r in status.services(kept.settings)} == {"ok"}
-
-
-def test_the_services_end_alone_and_the_server_ends_all() -> None:
-    """A signal to the services ends them within 2 s and leaves the server; one to the server ends everything."""
-    one = Kept(as_json("--bars", "3", "--symbols", "BTCUSDT", "--keep"))
-    try:
-        os.kill(one.services, signal.SIGTERM)
-        assert until(lambda: not is_alive(one.services), 5, "they end") < 2.0
-        assert one.client.ping()
-        assert not any(map(answers, one.ports))
-    finally:
-        one.end()
-        until(lambda: not is_alive(one.server), 5, "the server ends")
-    other = Kept(as_json("--bars", "3", "--symbols", "BTCUSDT", "--keep"))
-    try:
-        os.kill(other.server, signal.SIGTERM)
-        until(lambda: not is_alive(other.services) and not is_alive(other.server), 5, "both end")
-        assert not other.directory.exists()
-    finally:
-        other.end()
 
 
 def test_a_stranger_is_not_served(one_server: EmbeddedServer, tmp_path: Path) -> None:
@@ -305,7 +345,7 @@ def test_ready_is_told_when_all_are_ready_and_not_before(
 def test_services_that_do_not_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The last line of their log is told, they are gone, and a stop in the meantime is no fault."""
     with EmbeddedServer() as server:
-        own = demo.environ_of(demo.Plan(), {}, server.directory / "state")
+        own = demo.environ_of(demo.Plan(), {"QA_PORT_OFFSET": port_offset()}, server.directory / "state")
         progress = demo.Progress(bars=1, now=1e9)
         bad = {**own, "P29_MODE": "enforce", "TARGET_TTL_SEC": "never"}
         monkeypatch.setattr(demo_keep, "environ_of", lambda *_: {**bad, "REDIS_URL": server.url})
@@ -318,17 +358,25 @@ def test_services_that_do_not_come_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert children() == []
 
 
-def test_a_port_that_is_taken_in_the_meantime(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where somebody takes a port between the look and the start, others are tried."""
+def test_a_port_that_is_taken_in_the_meantime_and_the_two_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others are tried; a signal to the services ends them within 2 s and leaves the server, whose end ends all."""
     with EmbeddedServer() as server, socket.socket() as holds:
         holds.bind(("127.0.0.1", 0))
         holds.listen()
-        taken = holds.getsockname()[1] - 8059
-        offsets = iter([taken, demo_keep.free_offset(load(list(SERVICES), {}))])
+        free = demo_keep.free_offset(load(list(SERVICES), {"QA_PORT_OFFSET": port_offset()}))
+        offsets = iter([holds.getsockname()[1] - 8059, free, free])
         monkeypatch.setattr(demo_keep, "free_offset", lambda _: next(offsets))
         own = demo.environ_of(demo.Plan(symbols=("BTCUSDT",)), {}, server.directory / "state")
-        made = demo_keep.go_on(own, server, None, demo.Progress(bars=1, now=1767225660.0), Event())
-        assert made is not None
-        os.kill(made.pid, signal.SIGTERM)
-        until(lambda: not is_alive(made.pid), 5, "they end")
+        progress = demo.Progress(bars=1, now=1767225660.0)
+        alone = demo_keep.go_on(own, server, None, progress, Event())
+        assert alone is not None
+        os.kill(alone.pid, signal.SIGTERM)
+        assert until(lambda: not is_alive(alone.pid), 5, "they end") < 2.0
+        ports = load(list(SERVICES), env_file.beneath({}, alone.env_file)).services.values()
+        assert not any(answers(p) for options in ports for p in port_variables(options).values())
+        both = demo_keep.go_on(own, server, None, progress, Event())  # so the server is up, and the ports are free
+        assert both is not None
         assert list(offsets) == []
+        os.kill(server.pid, signal.SIGTERM)
+        until(lambda: not is_alive(both.pid), 5, "they end with it")
+        assert not server.directory.exists()

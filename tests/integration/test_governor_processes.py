@@ -18,7 +18,9 @@ import redis
 
 from quantum_alloc.adapters import journal as journals
 from quantum_alloc.adapters.embedded import EmbeddedServer, free_port
+from quantum_alloc.adapters.governor_scripts import LATCH
 from quantum_alloc.adapters.keys import LIVE
+from quantum_alloc.adapters.store import Store
 from quantum_alloc.services.cli import main
 from tests.conftest import CI
 from tests.support import governing as gov
@@ -412,6 +414,19 @@ def test_a_halt_outlives_server_and_governor(
         assert not one_client.exists(LIVE.latch)
         assert main(["kill", "off", "--by", "drill"], environ) == 0
         assert reason("p8") == "ok"
+
+
+def test_a_latch_that_is_put_back_keeps_its_time(one_server: EmbeddedServer, one_client: Client) -> None:
+    """`ts` beside `since` is the same time in whole seconds, however much later it is written; the event is of now."""
+    store = Store(one_server.url)
+    store.ping()
+    store.run(
+        LATCH, [LIVE.latch, LIVE.rearm, LIVE.events], ["", "100.500000", "me", "why", 200, 1000], store.connections
+    )
+    store.close()
+    found = {"state": "HALT", "since": "100.500000", "by": "me", "why": "why", "ts": "100"}
+    assert one_client.hgetall(LIVE.latch) == found
+    assert [event["ts"] for event in gov.events(one_client, "KILL")] == ["200"]
 
 
 def test_a_governor_that_was_away_halts_by_the_latch(

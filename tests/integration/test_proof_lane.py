@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -268,6 +271,52 @@ def test_everything_that_a_killed_proof_leaves_expires(
     one_client.set("quantum:proofs", "no key of a proof")
     assert failed(proved(settings_of(one_server.url), "t2")) == []
     assert list(one_client.scan_iter()) == ["quantum:proofs"]
+
+
+def test_a_proof_that_began_while_another_looked_keeps_its_keys(
+    one_server: EmbeddedServer, one_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SCAN is no snapshot: it may show a key of a proof and not the lease that was there before the key. So the lease
+    is asked for by name, afterwards."""
+    one_client.mset({"quantum:proof:t9:began": "1", "quantum:proof:t9:a": "1", "quantum:proof:t8:a": "1"})
+    monkeypatch.setattr(lane_store, "found", lambda *_: ["quantum:proof:t8:a", "quantum:proof:t9:a"])
+    store = app.open_store(settings_of(one_server.url))
+    assert lane_store.sweep(store, Keys()) == 1
+    store.close()
+    assert sorted(one_client.scan_iter()) == ["quantum:proof:t9:a", "quantum:proof:t9:began"]
+
+
+ENDED = """
+import os, signal, sys
+from quantum_alloc.adapters.effects import StreamAdd
+from quantum_alloc.services import app, proof_lane
+from quantum_alloc.services.options import GROUPS, load
+
+def ended(bench):
+    lane = bench.lane("x")
+    lane.put(StreamAdd(lane.keys.stream("x"), {"a": "1"}, 10))
+    print("worked", flush=True)
+    os.kill(os.getpid(), int(sys.argv[2]))
+    return []
+
+proof_lane.CASES = {"x": proof_lane.Case("governor", "is ended", ended)}
+settings = load(list(GROUPS), {"REDIS_URL": sys.argv[1]}, together=False)
+proof_lane.run_cases(settings, app.open_store(settings), ["governor"], "t1")
+print("went on")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_proof_that_is_told_to_end_leaves_nothing(
+    one_server: EmbeddedServer, one_client: Client, number: signal.Signals
+) -> None:
+    """SIGTERM (``timeout``, systemd) and a terminal that closes end it only after every key was deleted."""
+    argv = [sys.executable, "-c", ENDED, one_server.url, str(int(number))]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert told.stdout == "worked\n", told.stderr
+    assert told.returncode == 128 + number
+    assert told.stderr == ""
+    assert list(one_client.scan_iter()) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

@@ -6,7 +6,10 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -27,6 +30,7 @@ from quantum_alloc.services.proof_seen import Facts
 from quantum_alloc.services.proof_services import services_of
 from tests.services.test_proof_cases import FAULTS
 from tests.support.ruling import PASSWORDS, ruled
+from tests.support.running import port_offset
 
 EVERY = tuple(GROUPS)
 NAMES = [name for group in GROUPS for name in services_of(group)]
@@ -91,22 +95,32 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One installation for all, as ``demo --keep`` leaves it."""
     handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
     flags = ("--keep", "--bars", BARS, "--symbols", SYMBOLS, "--format", "json")
-    code, out, err = said("demo", *flags, environ={**COMMON, **FAST})
+    code, out, err = said("demo", *flags, environ={**COMMON, **FAST, "QA_PORT_OFFSET": port_offset()})
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert code == 0, err
     told = json.loads(out)
-    environ = env_file.beneath(COMMON, Path(told["env_file"]))
-    settings = load(list(app.SERVICES), environ, together=False)
-    client: Any = redis.Redis.from_url(told["url"], decode_responses=True)
-    store = app.open_store(settings)
-    yield Running(settings, environ, int(told["services_pid"]), int(told["pid"]), client, store)
-    client.close()
-    store.close()
-    for pid in (int(told["services_pid"]), int(told["pid"])):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
-            os.kill(pid, signal.SIGKILL)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, Path(told["env_file"]).parent, ignore_errors=True)
+        for pid in (int(told["pid"]), int(told["services_pid"])):
+            stack.callback(ended, pid)
+        environ = env_file.beneath(COMMON, Path(told["env_file"]))
+        settings = load(list(app.SERVICES), environ, together=False)
+        client: Any = stack.enter_context(redis.Redis.from_url(told["url"], decode_responses=True))
+        store = app.open_store(settings)
+        stack.callback(store.close)
+        yield Running(settings, environ, int(told["services_pid"]), int(told["pid"]), client, store)
+
+
+def ended(pid: int) -> None:
+    """A process is gone, before what it writes is removed."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGKILL)
+        for _ in range(200):
+            if (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+            time.sleep(0.01)
 
 
 @contextmanager
@@ -216,12 +230,14 @@ PORTFOLIO, TRANSFERS = "quantum:stream:portfolio.state", "quantum:stream:account
 TARGET, BUDGET = "quantum:allocation:target:BTCUSDT", "quantum:portfolio:budget:BTCUSDT"
 POSITION, EFFICIENCY = "quantum:state:positions:BTCUSDT", "quantum:capital:efficiency:BTCUSDT"
 MARKET, CLUSTERS = "quantum:state:market:BTCUSDT", "quantum:portfolio:clusters"
+DEAD = "quantum:stream:apply.plan.deadletter"
 LAST = "quantum:governor:last_exec:BTCUSDT"
 PEAK, ACCOUNT, KILL = "quantum:portfolio:peak", "quantum:apply:state", "quantum:kill"
 
 
 ON_SERVER: tuple[OnServer, ...] = (
     OnServer("streams", "governor", key(TRANSFERS), lambda r: r.client.xadd(TRANSFERS, {"usd": "much"})),
+    OnServer("streams", "governor", key(DEAD), lambda r: r.client.set(DEAD, "no stream")),
     OnServer("streams-moving", "allocation", key(PORTFOLIO),
              lambda r: again(r, PORTFOLIO, **dict.fromkeys(("timestamp", "ts", "ts_utc"), "1767225600"))),
     OnServer("keys", "allocation", key(PEAK), lambda r: r.client.hset(PEAK, "peak_equity_usd", "NaN")),
@@ -345,6 +361,7 @@ def test_a_healthy_installation_passes(running: Running) -> None:
     assert not wrong, wrong
     assert code == 0
     assert told["passed"]
+    assert told["note"] == ""
     assert {(c["group"], c["check"]) for c in told["checks"]} == set(prove_cli.due(EVERY, only_look=False))
     assert all(c["passed"] + c["not needed"] > 0 for c in told["checks"])
     looked = {c["check"] for c in told["checks"] if c["passed"]}
@@ -411,6 +428,29 @@ def test_a_service_that_listens_elsewhere_is_not_up(running: Running) -> None:
     wrong = [r for r in proof_checks.judged(facts, ("allocation",)) if not r.ok]
     assert wrong[0].check == "up"
     assert wrong[0].detail.startswith("nothing answers on port")
+    assert "P29_METRICS_PORT, QA_PORT_OFFSET" in wrong[0].detail
+
+
+def test_a_service_on_another_server_is_seen(running: Running) -> None:
+    """Services that tell another run of a server than that which is read fail ``up``, and are not looked at further."""
+    found = running.healthy()
+    told = {n: p.health.get("redis_run_id") for n, p in found.second.items()}
+    assert set(told.values()) == {running.client.info("server")["run_id"]}
+    away = of_health("budget", redis_run_id="0" * 40)(found)
+    again_ = proof_facts.stored(running.settings, running.store, away)
+    wrong = [r for r in proof_checks.judged(again_, ("allocation",)) if r.case == "budget" and not r.ok]
+    assert [r.check for r in wrong if "works on another Redis" in r.detail] == ["up"]
+    assert not again_.second["budget"].health
+
+
+def test_without_a_service_it_is_said_first(running: Running) -> None:
+    """On a server whose services all answer elsewhere the first sentence says so, in both formats; exit code 1."""
+    offset = {**running.environ, "QA_PORT_OFFSET": str((int(running.environ["QA_PORT_OFFSET"]) + 20_000) % 50_000)}
+    code, out, _ = said("prove", "proposer", "--only-look", "--wait", "0", environ=offset)
+    assert code == 1
+    assert " ".join(out.split()).startswith("No service answers: nothing answers on port")
+    code, out, _ = said("prove", "proposer", "--only-look", "--wait", "0", "--format", "json", environ=offset)
+    assert (code, json.loads(out)["note"][:19]) == (1, "no service answers:")
 
 
 def test_a_ledger_that_somebody_changed_is_seen(running: Running) -> None:
@@ -453,6 +493,31 @@ def test_a_key_that_is_left_is_seen(running: Running, monkeypatch: pytest.Monkey
     running.client.delete("quantum:proof:left:forgotten")
     monkeypatch.undo()
     assert not failed(prove_cli.in_lanes(running.settings, running.store, ("proposer",), "left"))
+
+
+def test_who_stops_it_is_told_so(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the midst of the cases ends it with 130 and a sentence, and no key is left."""
+
+    def stop(*_: object) -> None:
+        running.client.set("quantum:proof:midst", "1", ex=60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(proof_lane, "_worked", stop)
+    code, _, err = said("prove", "proposer", environ=running.environ)
+    assert (code, err) == (130, "quantum-alloc: stopped, and the lanes are cleared\n")
+    assert running.client.delete("quantum:proof:midst")
+    assert not list(running.client.scan_iter("quantum:proof:*"))
+
+
+def test_a_reader_that_hangs_up_makes_no_pass_of_a_fault(running: Running) -> None:
+    """Where the reader of the output has gone, the exit code is still that of the checks, and nothing is said."""
+    read, write = os.pipe()
+    os.close(read)
+    program = "import sys; from quantum_alloc.services.cli import main; sys.exit(main())"
+    words = (sys.executable, "-c", program, "prove", "proposer", "--only-look", "--wait", "0")
+    with os.fdopen(write, "wb") as pipe:
+        found = subprocess.run(words, check=False, env=dict(running.environ), stdout=pipe, stderr=subprocess.PIPE)
+    assert (found.returncode, found.stderr) == (1, b"")
 
 
 def test_every_check_has_a_fault() -> None:

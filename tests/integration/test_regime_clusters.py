@@ -30,7 +30,7 @@ from tests.integration.test_effects import monitored
 from tests.property.test_clusters import blocks
 from tests.property.test_regime import ar1
 from tests.support.flow import run
-from tests.support.running import Service, until
+from tests.support.running import ALONE, Service, until
 from tests.support.worlds import Client
 
 Floats = NDArray[np.float64]
@@ -188,12 +188,12 @@ def test_status_shows_clusters_with_their_alpha(
     hold(client, names[0], 100, now)
     client.hset(LIVE.attribution(names[0]), mapping={"alpha_score": "0.4", "ts_utc": now})
     run(any_server.url, "clusters", now=now)
-    assert main(["status", "--format", "json"], {"REDIS_URL": any_server.url}) == 0
+    assert main(["status", "--format", "json"], {"REDIS_URL": any_server.url, **ALONE}) == 1
     rows = {r["cluster"]: r for r in json.loads(capsys.readouterr().out)["clusters"]}
     assert rows.keys() == {names[0], names[2]}
     assert (rows[names[0]]["members"], rows[names[0]]["alpha"]) == (2, 0.4)
     assert rows[names[0]]["stress"] > 0.8
-    assert main(["status"], {"REDIS_URL": any_server.url}) == 0
+    assert main(["status"], {"REDIS_URL": any_server.url, **ALONE}) == 1
     assert "alpha" in capsys.readouterr().out
 
 

@@ -34,7 +34,7 @@ from tests.conftest import program_of
 from tests.support import governing as gov
 from tests.support import ruling
 from tests.support.faulting import OUTPUT, Case, prepared
-from tests.support.running import Service, until
+from tests.support.running import ALONE, Service, until
 from tests.support.worlds import Client
 
 EVICTING = (
@@ -340,7 +340,7 @@ def shown(url: str) -> Mapping[str, Any]:
     """What `status` says of the server."""
     out = StringIO()
     with redirect_stdout(out):
-        assert main(["status", "--format", "json"], {"REDIS_URL": url}) == 0
+        assert main(["status", "--format", "json"], {"REDIS_URL": url, **ALONE}) == 1  # no service runs here
     found: Mapping[str, Any] = json.loads(out.getvalue())["server"]
     return found
 
@@ -353,7 +353,7 @@ def test_status_shows_the_server(
     found = shown(any_server.url)
     assert (found["maxmemory_policy"], found["appendonly"], found["min_replicas"]) == ("volatile-lru", False, False)
     assert list(found["lacks"]) == ["noeviction", "appendonly", "min_replicas"]
-    assert main(["status"], {"REDIS_URL": any_server.url}) == 0
+    assert main(["status"], {"REDIS_URL": any_server.url, **ALONE}) == 1
     out = capsys.readouterr().out
     for text in found["lacks"].values():
         assert text in " ".join(out.split())
@@ -361,7 +361,7 @@ def test_status_shows_the_server(
     server.config_set("appendonly", "yes")
     server.config_set("min-replicas-to-write", 1)
     assert shown(any_server.url)["lacks"] == {}
-    assert main(["status"], {"REDIS_URL": any_server.url}) == 0
+    assert main(["status"], {"REDIS_URL": any_server.url, **ALONE}) == 1
     assert " nothing " in " ".join(capsys.readouterr().out.split())
 
 

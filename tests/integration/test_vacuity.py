@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quantum_alloc.adapters import server_check
 from quantum_alloc.adapters.clock import SetClock
 from quantum_alloc.adapters.embedded import EmbeddedServer
 from quantum_alloc.adapters.keys import LIVE
@@ -22,13 +23,13 @@ from quantum_alloc.adapters.metrics import Metrics
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.writes import Target
 from quantum_alloc.core import AllocationParams, GovernorParams
-from quantum_alloc.services import allocation, governor_status, http, status_inputs
+from quantum_alloc.services import allocation, governor_status, http, status, status_inputs
 from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.cli import main
 from quantum_alloc.services.loop import Loop
 from quantum_alloc.services.options import GovernorOptions, load, port_variables
 from quantum_alloc.services.proof_pages import Page, parsed
-from quantum_alloc.services.status_inputs import BLIND, CONSTANT, OFF, UNUSABLE, WELL
+from quantum_alloc.services.status_inputs import BLIND, CONSTANT, NEVER, OFF, UNUSABLE, WELL
 from tests.support import governing as g
 from tests.support.worlds import Client
 
@@ -241,6 +242,14 @@ def test_an_input_that_is_constant_for_an_hour_is_told(world: World, name: str) 
     assert [n for n in PRODUCERS if rows[n]["state"] != WELL] == [name]
 
 
+def test_a_market_without_a_regime_is_not_constant(world: World) -> None:
+    """NEUTRAL says 0.5 by rule for as long as it lasts: nothing has stopped."""
+    world.changed["regime"] = lambda fields, _: {**fields, "regime": "NEUTRAL", "confidence": "0.5"}
+    world.run(7_200.0)
+    assert world.rows()["regime"]["state"] == WELL
+    assert world.metrics.values("quantum_alloc_input_constant_seconds").get(("regime",), 0.0) < 600.0
+
+
 def test_a_loop_that_hangs_is_late_at_the_next_scrape(world: World) -> None:
     """Nothing but the page itself has to run for it: no cycle for 15 s and three intervals."""
     world.run(0.0)
@@ -379,7 +388,7 @@ def test_a_limit_that_is_nearly_used_up_is_told_once(
 def test_status_shows_headroom_the_most_used_first(
     one_client: Client, one_server: EmbeddedServer, governed: tuple[g.Governing, SetClock]
 ) -> None:
-    """From what stands in Redis: rates, cooldown, totals, exposure against budget and target; short from 80 % on."""
+    """From what stands in Redis: rates, cooldown, totals, exposure against budget and target; near from 80 % on."""
     one, clock = governed
     now = g.server_now(one_client)
     g.budget(one_client, S, 1_000.0, now)
@@ -391,7 +400,7 @@ def test_status_shows_headroom_the_most_used_first(
     found = {(row["gate"], row["symbol"]): row for row in rows}
     assert [row["used"] for row in rows] == sorted((row["used"] for row in rows), reverse=True)
     assert found["0.5", S]["used"] == pytest.approx(100.0 / 105.0)
-    assert found["0.5", S]["mark"] == found["4.positions", ""]["mark"] == "short"
+    assert found["0.5", S]["mark"] == found["4.positions", ""]["mark"] == "near"
     assert found["0", S]["used"] == pytest.approx(0.1)
     assert found["4.total", ""]["used"] == pytest.approx(0.25)
     assert (found["4.positions", ""]["observed"], found["0", S]["mark"]) == (9, "")
@@ -403,22 +412,69 @@ def test_status_shows_headroom_the_most_used_first(
     assert later["2 opens", S]["observed"] == later["3 opens", S]["observed"] == 1
     assert later["2 opens", S]["used"] == pytest.approx(1 / settings.of(GovernorOptions).params().max_exec_per_hour)
     assert later["4.cooldown", S]["used"] > 0.5
+    simulated = load(list(SERVICES), {"REDIS_URL": one_server.url, "CLOCK": "simulated"})
+    for of, at, opens in ((simulated, now + 2, "1 of 3"), (simulated, now + 4000, "0 of 3"), (settings, 5.0, "1 of 3")):
+        assert governor_status.windows(one.store, of, at)[0]["opens in 1 h"] == opens, "by whose clock the permits are"
+    g.target(one_client, S, 50.0, now + 1)
+    above = {(r["gate"], r["symbol"]): r for r in governor_status.headroom(one.store, settings, now + 1)}
+    assert above["0.5", S]["mark"] == "over"
     g.budget(one_client, S, 50.0, now + 1, mode="shadow")
     g.position(one_client, S, 1.0, now - 300)
     assert ("0", S) not in {(r["gate"], r["symbol"]) for r in governor_status.headroom(one.store, settings, now + 1)}
 
 
+GOOD = """\
+quantum_alloc_inputs_total{input="budget",reason="ok"} 2.0
+quantum_alloc_real_data_ratio{kind="input",name="budget"} 1.0
+quantum_alloc_real_data_age_seconds{kind="input",name="budget"} 1.0
+quantum_alloc_input_constant_seconds{input="budget"} 4.0
+quantum_alloc_armed_but_blind{kind="input",name="budget"} 0.0
+"""
+
+
+@pytest.mark.parametrize("line", GOOD.splitlines())
+def test_a_page_of_anybody_ends_nothing(line: str) -> None:
+    """Numbers that are none, and samples without their labels, are no samples: a ledger is made of the rest."""
+    name = line.partition("{")[0]
+    for other in (
+        *(f"{line.rpartition(' ')[0]} {n}" for n in ("NaN", "+Inf", "-Inf")),
+        f"{name} 1.0",
+        name + '{input="budget"} 1.0',
+    ):
+        samples, families = parsed(GOOD.replace(line, other))
+        found = {service: Page(service, 0) for service in SERVICES}
+        found["allocation"] = Page("allocation", 1, 200, {"service": "allocation"}, 200, samples, families)
+        (row,) = [r for r in status_inputs.ledger(found, {}) if r["name"] == "budget"]
+        assert row["state"] in (WELL, NEVER), other
+        json.dumps(row, allow_nan=False)
+
+
+def test_a_ledger_of_nobody_is_no_good_news(one_server: EmbeddedServer, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where no service answers, nothing is known, and the exit code tells it."""
+    nobody = {name: str(i) for i, name in enumerate((n for s in SERVICES for n in port_of(s)), 1)}
+    assert main(["status", "--inputs"], {"REDIS_URL": one_server.url, **nobody}) == 1
+    assert "no service answers" in capsys.readouterr().err
+
+
 def test_the_command_shows_the_ledger(
-    world: World, one_server: EmbeddedServer, capsys: pytest.CaptureFixture[str]
+    world: World,
+    one_server: EmbeddedServer,
+    one_client: Client,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Rows of services that answer and of those that do not, the worst first; 0 while all is well, 1 when it is not."""
     world.run(120.0)
-    server = http.serve("127.0.0.1", 0, http.routes(world.loop, {}), "allocation", "P29_METRICS_PORT")
+    about: dict[str, Any] = {}
+    server = http.serve("127.0.0.1", 0, http.routes(world.loop, about), "allocation", "P29_METRICS_PORT")
     port = server.server_address[1]
     variable = next(iter(port_of("allocation")))
     nobody = {name: str(i) for i, name in enumerate((n for s in SERVICES for n in port_of(s)), 1)}
     environ = {"REDIS_URL": one_server.url, **nobody, variable: str(port)}
     try:
+        assert main(["status", "--inputs"], environ) == 1
+        assert "not well: portfolio not reached, regime not reached" in capsys.readouterr().err
+        monkeypatch.setattr(status, "NEEDED", frozenset(["allocation"]))
         assert main(["status", "--inputs", "--format", "json"], environ) == 0
         found = json.loads(capsys.readouterr().out)
         rows = {row["name"]: row for row in found["inputs"] if row["service"] == "allocation"}
@@ -426,6 +482,25 @@ def test_the_command_shows_the_ledger(
         assert {r["service"] for r in found["inputs"] if r["state"] == "not reached"} == {
             name for name in SERVICES if name not in ("allocation", "feed")
         }
+        for place, code in ((one_server.url, 0), ("redis://somebody:***@192.0.2.1:6379/0", 1)):
+            about["redis"] = place
+            assert main(["status", "--inputs"], environ) == code
+        assert "allocation: another server stands behind this port" in capsys.readouterr().err
+        about["redis_run_id"] = "another"
+        real = server_check.read_facts
+        long_up = lambda store: replace(real(store), up_s=3600)  # noqa: E731 - it was not just started
+        monkeypatch.setattr(server_check, "read_facts", long_up)
+        assert main(["status", "--inputs"], environ) == 1
+        out, err = capsys.readouterr()
+        assert "allocation works on another Redis" in err
+        assert [line.split()[:2] for line in out.splitlines() if line.startswith("allocation")] == [
+            ["allocation", "-"]
+        ], "nothing is taken from it"
+        about["redis_run_id"] = one_client.info("server")["run_id"]
+        assert main(["status", "--inputs"], environ) == 0, "the same server by another name"
+        capsys.readouterr()
+        about.clear()
+        capsys.readouterr()
         world.changed["budget"] = renamed
         world.now += 1.0
         world.run(0.0)

@@ -113,6 +113,26 @@ def budget_in_enforce_alone(patch: Patch) -> None:
     wrapped(patch, budget, "budget_effects", change)
 
 
+def says_nothing(*places: Any) -> Fault:
+    """Services that end their cycles and write nothing."""
+
+    def fault(patch: Patch) -> None:
+        for place in places:
+            wrapped(patch, place, "build", lambda plain, *a, **more: replace(plain(*a, **more), effects=lambda *_: ()))
+
+    return fault
+
+
+def enforce_says_more(place: Any, name: str) -> Fault:
+    """Enforce writes a field that shadow does not."""
+
+    def change(plain: Any, *args: Any, **more: Any) -> dict[str, str]:
+        told = plain(*args, **more)
+        return {**told, "extra": "1"} if told["mode"] == "enforce" else told
+
+    return lambda patch: wrapped(patch, place, name, change)
+
+
 def target_off(patch: Patch) -> None:
     """The regime counts a thousandth too much."""
     wrapped(patch, allocating, "regime_factor", lambda plain, *args: plain(*args) * 1.001)
@@ -285,31 +305,41 @@ FAULTS: dict[str, list[Fault]] = {
     "allocation-shadow": [shadow_writes_live, shadow_lane_unasked],
     "allocation-enforce": [
         target_off, no_expiry("target"), enforce_decides_otherwise(writes, "decision_fields", "confidence"),
+        enforce_says_more(writes, "decision_fields"),
     ],
     "budget-modes": [budget_in_enforce_alone, no_expiry("budget")],
-    "allocation-restart": [counts_cycles(allocation)],
-    "allocation-twice": [random_id(writes, "cycle_fields")],
+    "allocation-restart": [counts_cycles(allocation), says_nothing(allocation)],
+    "allocation-twice": [random_id(writes, "cycle_fields"), says_nothing(allocation), says_nothing(budget)],
     "attribution-shadow": [shadow_writes_live],
     "attribution-enforce": [
         no_expiry("attribution"), enforce_decides_otherwise(flow_writes, "attribution_fields", "alpha_score"),
         alpha_off,
     ],
-    "attribution-restart": [forgets_the_position, saves_no_position(attribution), counts_cycles(attribution)],
+    "attribution-restart": [
+        forgets_the_position, saves_no_position(attribution), counts_cycles(attribution),
+        says_nothing(attribution),
+    ],
     "efficiency-shadow": [shadow_writes_live],
     "efficiency-enforce": [
         no_expiry("efficiency"), enforce_decides_otherwise(flow_writes, "efficiency_fields", "efficiency_score"),
         losses_forgotten,
     ],
-    "efficiency-restart": [forgets_the_position, saves_no_position(efficiency), counts_cycles(efficiency)],
-    "efficiency-twice": [random_id(flow_writes, "efficiency_fields"), random_id(flow_writes, "attribution_fields")],
+    "efficiency-restart": [
+        forgets_the_position, saves_no_position(efficiency), counts_cycles(efficiency),
+        says_nothing(efficiency),
+    ],
+    "efficiency-twice": [
+        random_id(flow_writes, "efficiency_fields"), random_id(flow_writes, "attribution_fields"),
+        says_nothing(attribution), says_nothing(efficiency),
+    ],
     "proposer-high": [multiplier_off, no_expiry("proposed"), proposer_touches_targets],
     "proposer-low": [never_lowers],
     "proposer-missing": [reason_of(proposal, missing_as_low)],
     "proposer-low-confidence": [reason_of(proposal, any_confidence)],
     "proposer-stale": [age_limit(lambda s: s + 1)],
     "proposer-healthy": [age_limit(lambda s: s - 1)],
-    "proposer-restart": [counts_cycles(proposer)],
-    "proposer-twice": [random_id(flow_writes, "proposal_fields")],
+    "proposer-restart": [counts_cycles(proposer), says_nothing(proposer)],
+    "proposer-twice": [random_id(flow_writes, "proposal_fields"), says_nothing(proposer)],
     "governor-low-efficiency": [
         wrong_hint(lambda hint: replace(hint, extra_cooldown_sec=hint.extra_cooldown_sec + 1)),
         wrong_hint(lambda hint: replace(hint, factor=1.0)),
@@ -320,13 +350,16 @@ FAULTS: dict[str, list[Fault]] = {
     "governor-metrics": [not_counted("quantum_govern_allow_total"), not_counted("gov_p29_missing_total")],
     "governor-health": [late, no_metrics_page],
     "gate-shadow": [limit_of(lambda reading: (reading.value.usd, "") if isinstance(reading, Fresh) else None)],
-    "gate-enforce": [never_blocks, no_cap_event],
+    "gate-enforce": [
+        never_blocks, no_cap_event, lambda patch: patch.setattr(governor_read, "TARGET_STALE_S", 1),
+    ],
     "gate-stale": [lambda patch: patch.setattr(governor_read, "TARGET_STALE_S", 86_400)],
     "gate-missing": [limit_of(lambda reading: (0.0, "") if reading.state == "missing" else None)],
     "gate-close": [gate_over_closes],
     "governor-restart": [forgets_answers, permits_again, no_pending],
     "governor-twice": [
         lambda patch: wrapped(patch, governing, "_decision_id", lambda _plain, *_: uuid.uuid4().hex[:16]),
+        never_blocks,
     ],
 }  # fmt: skip
 """For each check what makes it fail."""

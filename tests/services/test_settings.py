@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import re
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quantum_alloc.core import AllocationParams, BudgetParams
+from quantum_alloc.services import config_cli
 from quantum_alloc.services.options import (
     GROUPS,
     KNOWN,
@@ -304,6 +308,10 @@ def test_an_offset_moves_every_port() -> None:
     for name, options in load_all({"P29_METRICS_PORT": "9100"}).services.items():
         for variable, port in port_variables(options).items():
             assert port_variables(moved[name])[variable] == port + 4000
+    out = io.StringIO()
+    config_cli.show(Namespace(names=["portfolio"], format="json"), {"QA_PORT_OFFSET": "4000"}, out)
+    (row,) = [row for row in json.loads(out.getvalue()) if row["variable"] == "METRICS_PORT"]
+    assert (row["value"], row["source"]) == (moved["portfolio"].port, "environment")
     told = errors_of({"QA_PORT_OFFSET": "57000", "P31_PORT": "8536", "P31_HEALTH_PORT": "9000"}, ["efficiency", "desk"])
     assert told == (
         "QA_PORT_OFFSET=57000: P31_PORT=8536 would become 65536: a port is at most 65535",

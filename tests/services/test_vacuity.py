@@ -70,7 +70,8 @@ def test_the_reasons_stand_in_the_docs(service: str) -> None:
         line = next(one for one in page.splitlines() if one.startswith(f"| `{service}` | `{row.name}` |"))
         absent, constant = (cell.strip() for cell in line.split("|")[3:5])
         assert absent == ("never" if service in NEVER_COUNTS else f"no: {row.absent}" if row.absent else "yes")
-        assert constant == (f"no: {row.constant}" if row.constant else "yes")
+        moves = f"yes, where there are {row.rests}" if row.rests else "yes"
+        assert constant == (f"no: {row.constant}" if row.constant else moves)
 
 
 def test_a_service_goes_blind_at_ten_minutes_and_says_so_once(

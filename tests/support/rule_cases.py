@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from quantum_alloc.services.alert_classes import CLASSES
-from quantum_alloc.services.alert_services import REQUIRED
+from quantum_alloc.services.alert_services import OFTEN, REQUIRED
 
 EVERY_S = 15
 Steps = tuple[tuple[float | str, float], ...]
@@ -70,7 +70,6 @@ def counter(
     job: str,
     metric: str,
     than: int = 0,
-    wait_min: float = 0,
     by: tuple[str, ...] = (),
     only_counted: bool = False,
     **told: str,
@@ -78,14 +77,24 @@ def counter(
     """A counter that must grow by more than a number; what it stood at before a restart is no growth."""
     name = series(metric, job, **told)
     shown = labels(job, **{k: told[k] for k in by})
-    yield Case(alert, "counted", {name: ((0, 5), (than + 1, wait_min + 1))}, shown)
+    yield Case(alert, "counted", {name: ((0, 5), (than + 1, 1))}, shown)
     if only_counted:
         return
     if than:
         yield Case(alert, "as often as is usual", {name: ((0, 5), (than, 3))}, is_edge=True)
-    yield Case(alert, "a restart", {name: ((than + 7, 5), (0, wait_min + 3))})
-    if wait_min:
-        yield Case(alert, "too short", {name: ((0, 5), (than + 1, wait_min - 1))})
+    yield Case(alert, "a restart", {name: ((than + 7, 5), (0, 3))})
+
+
+def lasting(
+    alert: str, job: str, metric: str, by: tuple[str, ...], *, only_counted: bool = False, **told: str
+) -> Iterator[Case]:
+    """A counter that must not go on growing for 5 minutes; what is counted once is no matter."""
+    name = series(metric, job, **told)
+    yield Case(alert, "going on", {name: ((0, 5), ("0+1", 7))}, labels(job, **{k: told[k] for k in by}))
+    if not only_counted:
+        yield Case(alert, "once", {name: ((0, 5), (9, 6))})
+        yield Case(alert, "a restart", {name: ((8, 5), (0, 9))})
+        yield Case(alert, "too short", {name: ((0, 5), ("0+1", 4))})
 
 
 def gauge(
@@ -206,6 +215,8 @@ def _special() -> Iterator[Case]:
     yield Case("NothingWritten", "nothing", {ok: ((9, 20),), nothing: (("0+1", 20),)}, labels("regime"))
     yield Case("NothingWritten", "now and then something", {ok: ((9, 10), (10, 10)), nothing: (("0+1", 20),)})
     yield Case("NothingWritten", "no cycles at all", {ok: ((9, 20),), nothing: ((3, 20),)})
+    yield Case("NothingWritten", "too short", {ok: ((0, 1),), nothing: ((0, 0.5), (1, 0.5))})
+    yield Case("NothingWritten", "without targets", {nothing.replace("regime", "proposer"): (("0+1", 20),)})
     last = series("quantum_alloc_last_log_line_timestamp_seconds", "apply", level="ERROR")
     yield Case("LogErrors", "an error", {last: ((300, 14),)}, labels("apply", level="ERROR"))
     yield Case("LogErrors", "ten minutes ago", {last: ((300, 15),)}, is_edge=True)
@@ -237,11 +248,18 @@ def _special() -> Iterator[Case]:
     yield Case("GateFailsOpen", "a fifth", outcomes("0+1", "0+4"), is_edge=True)
     yield Case("GateFailsOpen", "not armed", outcomes("0+1", "0+0", armed="0"))
     yield Case("GateFailsOpen", "no plans", outcomes("4+0", "4+0"))
-    still = series("quantum_alloc_input_constant_seconds", "allocation", input="regime")
-    yield Case("InputConstant", "an hour", {still: ((3600, 2),)}, labels("allocation", input="regime"))
+    still = series("quantum_alloc_input_constant_seconds", "allocation", input="budget")
+    yield Case("InputConstant", "an hour", {still: ((3600, 2),)}, labels("allocation", input="budget"))
     yield Case("InputConstant", "nearly", {still: ((3599, 2),)}, is_edge=True)
-    yield Case("InputConstant", "one that may", {still.replace("regime", "clusters"): ((9999, 2),)})
-    yield Case("InputConstant", "one that may here", {still.replace("allocation", "apply"): ((9999, 2),)})
+    yield Case("InputConstant", "one that may", {still.replace("budget", "clusters"): ((9999, 2),)})
+    held, filled = (
+        series("quantum_alloc_positions", "portfolio"),
+        series("quantum_alloc_execution_entries_total", "attribution", result="applied"),
+    )
+    for name, moved in (("portfolio", {held: ((2, 70),)}), ("performance", {filled: (("0+1", 70),)})):
+        mine = {still.replace("budget", name): ((3600, 70),)}
+        yield Case("InputConstant", f"{name} with what moves it", {**mine, **moved}, labels("allocation", input=name))
+        yield Case("InputConstant", f"{name} without", {**mine, held: ((0, 70),), filled: ((7, 70),)})
     yield Case("ProposalsNeutral", "two thirds", proposals("0+2", "0+1"), labels("proposer"))
     yield Case("ProposalsNeutral", "half", proposals("0+1", "0+1"), is_edge=True)
     yield Case("ProposalsNeutral", "none at all", proposals("3+0", "3+0"))
@@ -250,7 +268,14 @@ def _special() -> Iterator[Case]:
                {"job": "governor", "gate": "5", "symbol": "BTCUSDT"})  # fmt: skip
     yield Case("LimitNearlyUsed", "79 %", {series(used, "governor", gate="5", symbol="BTCUSDT"): ((0.79, 3),)},
                is_edge=True)  # fmt: skip
-    yield Case("LimitNearlyUsed", "the cooldown", {series(used, "governor", gate="4.cooldown", symbol="A"): ((1, 3),)})
+    for gate in ("4.cooldown", "4.trade", "3", "plan", "4.total"):
+        yield Case("LimitNearlyUsed", "used by one", {series(used, "governor", gate=gate, symbol="A"): ((1, 3),)})
+    book = {series(used, "governor", gate="4.total", symbol=symbol): ((0.8, 3),) for symbol in "AB"}
+    yield Case("BookNearlyFull", "80 %, told once", book, {"job": "governor", "gate": "4.total"})
+    yield Case("BookNearlyFull", "too short", minutes(book, 0.5))
+    yield Case("BookNearlyFull", "a symbol's own", {series(used, "governor", gate="5", symbol="A"): ((1, 3),)})
+    full = series(used, "governor", gate="4.positions", symbol="A")
+    yield Case("BookNearlyFull", "79 %", {full: ((0.79, 3),)}, is_edge=True)
 
 
 def _all() -> Iterator[Case]:
@@ -265,19 +290,27 @@ def _all() -> Iterator[Case]:
     yield from gauge("TooManySymbols", "budget", "quantum_alloc_dropped_symbols", wait_min=1)
     yield from gauge("RefusedNames", "budget", "quantum_alloc_refused_names", wait_min=5)
     yield from counter("RedisLogin", "budget", STORE, by=("code",), code="NOPERM")
-    yield from counter("RedisRefuses", "budget", STORE, 1, by=("code",), code="OOM")
-    yield from counter("RedisUnreachable", "budget", STORE, 3, code="timeout")
+    yield from counter("RedisRefuses", "budget", STORE, OFTEN, by=("code",), code="OOM")
+    yield from counter("RedisUnreachable", "budget", STORE, OFTEN, code="timeout")
+    for alert, code in (("RedisRefuses", "LOADING"), ("RedisUnreachable", "closed")):
+        failures = series(STORE, "governor", code=code)
+        yield Case(alert, "Redis is back within ten seconds", {failures: ((0, 5), (13, 2))})
+        code_shown = {"code": code} if alert == "RedisRefuses" else {}
+        yield Case(alert, "half a minute", {failures: ((0, 5), (30, 2))}, labels("governor", **code_shown))
     yield from counter("RedisConflicts", "efficiency", STORE, 5, code="conflict")
     yield from counter("JournalFails", "governor", STORE, code="journal")
     yield from counter("WritesRefused", "budget", "quantum_alloc_write_refused_total", by=("code",), code="WRONGTYPE")
-    yield from gauge("ServerUnsafe", "budget", "quantum_alloc_server_lacks", wait_min=1, what="appendonly")
-    yield from gauge("ServerAlone", "budget", "quantum_alloc_server_lacks", wait_min=1, what="min_replicas")
+    for alert, what in (("ServerUnsafe", "appendonly"), ("ServerAlone", "min_replicas")):
+        lacking = {series("quantum_alloc_server_lacks", job, what=what): ((1, 3),) for job in ("budget", "apply")}
+        yield Case(alert, "told once", lacking, {"what": what})
+        yield Case(alert, "too short", minutes(lacking, 0.5))
+        yield Case(alert, "nothing", dict.fromkeys(lacking, ((0, 3),)), is_edge=True)
     yield from counter("ServerReplaced", "governor", "quantum_alloc_store_epoch_changes_total")
     skipped = "quantum_alloc_skipped_total"
-    yield from counter("SymbolsSkipped", "allocation", skipped, wait_min=5, by=("reason",), reason="budget_missing")
+    yield from lasting("SymbolsSkipped", "allocation", skipped, ("reason",), reason="budget_missing")
     yield from gauge("Drawdown", "portfolio", "quantum_alloc_drawdown_ratio", 0.15, 0.149)
     over = "quantum_alloc_budget_violations_total"
-    yield from counter("OverBudget", "budget", over, wait_min=5, by=("symbol",), symbol="BTCUSDT")
+    yield from lasting("OverBudget", "budget", over, ("symbol",), symbol="BTCUSDT")
     blind = "quantum_alloc_armed_but_blind"
     yield from gauge("GateBlind", "governor", blind, kind="gate", name="0.5")
     yield from gauge("InputBlind", "allocation", blind, kind="input", name="regime")
@@ -285,22 +318,18 @@ def _all() -> Iterator[Case]:
     yield Case("InputBlind", "a gate", {series(blind, "governor", kind="gate", name="0"): ((1, 3),)})
     by = ("input", "reason")
     for n, reason in enumerate(("malformed", "future_ts", "redis_error")):
-        yield from counter(
-            "InputsUnreadable",
-            "allocation",
-            INPUTS,
-            wait_min=5,
-            by=by,
-            only_counted=n > 0,
-            reason=reason,
-            input="budget",
-        )
+        told = {"reason": reason, "input": "budget"}
+        yield from lasting("InputsUnreadable", "allocation", INPUTS, by, only_counted=n > 0, **told)
     yield Case("InputsUnreadable", "missing", {series(INPUTS, "budget", input="cluster", reason="missing"):
                (("0+1", 12),)})  # fmt: skip
     yield from gauge("PositionsUnusable", "portfolio", "quantum_alloc_positions_unusable", wait_min=2, how="left_out")
     bases = "quantum_alloc_not_proposed_total"
-    yield from counter("BaseTargetsUnusable", "proposer", bases, wait_min=5, by=("reason",), reason="base_stale")
-    yield from gauge("CandlesLeftOut", "feed", "quantum_alloc_feed_candles_total", 3, 0, result="late")
+    yield from lasting("BaseTargetsUnusable", "proposer", bases, ("reason",), reason="base_stale")
+    candles = "quantum_alloc_feed_candles_total"
+    yield from counter("CandlesLeftOut", "feed", candles, by=("result",), result="late")
+    late, began = series(candles, "feed", result="late"), series("quantum_alloc_start_timestamp_seconds", "feed")
+    yield Case("CandlesLeftOut", "at its start", {late: ((3, 2),), began: ((0, 2),)}, labels("feed", result="late"))
+    yield Case("CandlesLeftOut", "long ago", {late: ((3, 70),), began: ((0, 70),)})
     for alert, metric in (
         ("ExecutionsMissed", "quantum_alloc_execution_missed_total"),
         ("ExecutionStreamRestarted", "quantum_alloc_execution_stream_restarts_total"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,6 +22,17 @@ CLEAN = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "T
 
 
 PORTS = {"allocation": "P29_METRICS_PORT", "attribution": "P30_METRICS_PORT", "efficiency": "P31_PORT"}
+
+OFFSETS = range(10_000, 20_000)
+
+
+ALONE = {"QA_PORT_OFFSET": "23300"}
+"""Ports on which no service answers, whatever runs beside a test: above those of every demo that is kept."""
+
+
+def port_offset() -> str:
+    """QA_PORT_OFFSET for a demo that is kept: never the contract's ports, which other tests beside it use or probe."""
+    return str(secrets.choice(OFFSETS))
 
 
 class Service:

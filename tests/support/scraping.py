@@ -23,7 +23,7 @@ from quantum_alloc.services import alert_files
 from quantum_alloc.services.env_file import parse_bytes
 from quantum_alloc.services.options import GROUPS, load, port_variables
 from tests.conftest import absent
-from tests.support.running import CLEAN, until
+from tests.support.running import CLEAN, port_offset, until
 
 DEMO = [
     sys.executable,
@@ -66,7 +66,8 @@ def _gone(pid: int) -> bool:
 def kept_demo(*words: str) -> Iterator[Kept]:
     """A demo with ``--keep``; its server and its services have ended afterwards."""
     command = [*DEMO, "demo", "--keep", "--format", "json", *words]
-    done = subprocess.run(command, env=CLEAN, capture_output=True, text=True, timeout=240, check=False)
+    environ = {**CLEAN, "QA_PORT_OFFSET": port_offset()}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     file = Path(told["env_file"])

@@ -28,13 +28,14 @@ WIDE = 100_000
 PURPOSE = "capital allocation and pre-trade governor"
 EXIT_STATUS = (
     ("0", "done"),
-    ("1", "done in part, not sound, or not written down: the message says which"),
+    ("1", "done in part, not sound, a check of prove failed, or not written down: the message says which"),
     ("2", "a mistake in the command"),
     ("65", "candles that cannot be used"),
     ("69", "Redis does not answer, or refuses"),
     ("70", "a check of the demo failed"),
     ("77", "install or uninstall lacks the right: it wants root"),
     ("78", "a mistake in the settings, or a port that is taken"),
+    ("130", "prove: stopped by Ctrl-C"),
 )
 
 

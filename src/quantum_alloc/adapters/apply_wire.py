@@ -337,17 +337,19 @@ def consumed_by(entry: Reply) -> str | None:
     return codec.word(raw.get("plan_id", b"")) if told.lower() in (b"1", b"true") else None
 
 
-def fill_of(entry: Reply) -> SeenFill:
-    """A fill, as an entry of the execution stream tells of it; one that cannot be read names no permit.
+def fill_of(entry: Reply) -> SeenFill | None:
+    """A fill, as an entry of the execution stream tells of it; None for one that names no symbol, and so is no fill.
 
     Args:
         entry: [id, [field, value, ...]].
     """
     raw = executions.fields_of(entry)
     symbol = codec.symbol(raw.get("symbol", b""))
+    if symbol is None:  # who follows the stream sets it aside as a dead letter
+        return None
     qty = codec.number(raw.get("filled_qty", b""), 0.0)
-    if symbol is None or qty is None:  # whatever it was, nobody permitted it
-        return SeenFill("", symbol or "", 0.0)
+    if qty is None:  # an execution all the same, and how much it was nobody permitted
+        return SeenFill("", symbol, 0.0)
     return SeenFill(codec.word(raw.get("plan_id", b"")) or "", symbol, qty)
 
 

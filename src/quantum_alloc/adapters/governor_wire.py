@@ -24,7 +24,7 @@ from quantum_alloc.adapters.wire import Fields, Schema
 from quantum_alloc.core.governor_inputs import Answer, Holding, Kill, Limit, Totals
 from quantum_alloc.core.limits import US, Issued, Ledger, Outstanding
 from quantum_alloc.core.plan import Movement
-from quantum_alloc.core.reading import Reading, Reason, Unusable, grade, missing
+from quantum_alloc.core.reading import Reading, Reason, Unusable, age_s, grade, missing
 
 OFF = frozenset({b"", b"0", b"false", b"off"})
 HALT = frozenset({b"1", b"true", b"on", b"halt"})
@@ -301,6 +301,7 @@ def violations(reply: Reply, now: float, symbols: Sequence[str]) -> Mapping[str,
     wanted, found = set(symbols), dict[str, Reading[float]]()
     if not isinstance(reply, list):
         return {s: Unusable(Reason.STORE) for s in symbols}
+    told: tuple[str, float, float] | None = None
     for entry in reply:
         told = _violation(wire.entry_fields(entry) or {})
         if told is None or told[0] not in wanted:
@@ -311,7 +312,8 @@ def violations(reply: Reply, now: float, symbols: Sequence[str]) -> Mapping[str,
         if best is None or _greater(reading, best):
             found[symbol] = reading
     absent = NO_VIOLATION
-    if len(reply) >= VIOLATIONS_AT_ONCE:  # there are more than were read: what was not seen is not known
+    is_whole = told is not None and age_s(told[2], now) >= VIOLATION_YOUNG_S  # the oldest is not young any more
+    if len(reply) >= VIOLATIONS_AT_ONCE and not is_whole:  # there are more: what was not seen is not known
         absent = Unusable(Reason.STORE, detail="too many violations")
     return {s: found.get(s, absent) for s in symbols}
 

@@ -27,6 +27,7 @@ class Input:
         absent: why it may be absent in good health; empty where its absence is an alarm.
         constant: why its value may stand still in good health, or that it has none; empty where it ought to move.
         lapses: whether one that is out of date is as good as absent.
+        rests: without which of ``MOVERS`` a value that ought to move stands still in good health; empty for none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Input:
     absent: str = ""
     constant: str = ""
     lapses: bool = False
+    rests: str = ""
 
     @property
     def is_expected(self) -> bool:
@@ -53,6 +55,9 @@ HINT = "a hint, which no verdict hangs on; absent while P3.1 is in shadow"
 MAP = "a map of clusters stands for hours"
 NOT_A_VALUE = "only whether it can be read counts"
 RESTS = "what is held may rest"
+POSITIONS, EXECUTIONS = "positions", "executions"
+MOVERS = (POSITIONS, EXECUTIONS)
+"""What moves a value that rests in a flat book, or while nothing is filled."""
 
 INPUTS: Mapping[str, tuple[Input, ...]] = {
     "feed": (),
@@ -66,47 +71,47 @@ INPUTS: Mapping[str, tuple[Input, ...]] = {
         Input("bars", "bars"),
         Input("clusters", "clusters", "its own map, absent before the first", MAP),
         Input("position", "position", FLAT, RESTS),
-        Input("attribution", "attribution", "a symbol without executions has none"),
+        Input("attribution", "attribution", "a symbol without executions has none", rests=EXECUTIONS),
     ),
     "budget": (
-        Input("portfolio", "portfolio"),
+        Input("portfolio", "portfolio", rests=POSITIONS),
         Input("clusters", "clusters", constant=MAP),
         Input("position", "position", FLAT, RESTS),
         Input("market", "market"),
-        Input("cluster", "stress"),
+        Input("cluster", "stress", rests=POSITIONS),
     ),
     "attribution": (Input("executions", "executions", constant=NOT_A_VALUE),),
     "allocation": (
-        Input("portfolio", "portfolio"),
+        Input("portfolio", "portfolio", rests=POSITIONS),
         Input("regime", "regimes"),
         Input("clusters", "clusters", constant=MAP),
         Input("budget", "budget"),
-        Input("performance", "attribution"),
-        Input("cluster", "stress"),
+        Input("performance", "attribution", rests=EXECUTIONS),
+        Input("cluster", "stress", rests=POSITIONS),
         Input("drawdown", "portfolio", constant="it is 0 for as long as equity rises"),
-        Input("proposal", "proposed"),
+        Input("proposal", "proposed", rests=EXECUTIONS),
     ),
     "efficiency": (
         Input("executions", "executions", constant=NOT_A_VALUE),
-        Input("attribution", "attribution"),
+        Input("attribution", "attribution", rests=EXECUTIONS),
         Input("target", "target"),
     ),
-    "proposer": (Input("target", "target"), Input("efficiency", "efficiency")),
+    "proposer": (Input("target", "target"), Input("efficiency", "efficiency", rests=EXECUTIONS)),
     "desk": (
-        Input("portfolio", "portfolio"),
+        Input("portfolio", "portfolio", rests=POSITIONS),
         Input("position", "position", FLAT, RESTS),
         Input("market", "market"),
         Input("ledger", "ledger", constant=NOT_A_VALUE),
         Input("target", "target", "absent while P2.9 is in shadow: then the desk opens nothing"),
     ),
     "governor": (
-        Input("portfolio", "portfolio"),
+        Input("portfolio", "portfolio", rests=POSITIONS),
         Input("position", "position", FLAT, RESTS),
         Input("market", "market"),
         Input("target", "target"),
         Input("budget", "budget"),
         Input("violation", "violations", "only what is above its budget has one", RESTS, lapses=True),
-        Input("efficiency", "efficiency", HINT),
+        Input("efficiency", "efficiency", HINT, rests=EXECUTIONS),
     ),
     "apply": (
         Input("regime", "regimes", "only told with a fill", "a regime may last"),

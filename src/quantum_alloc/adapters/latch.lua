@@ -7,7 +7,7 @@ local rearm = redis.call('TYPE', KEYS[2]).ok
 if rearm ~= 'none' and rearm ~= 'hash' then return 0 end
 local at = rearm == 'hash' and redis.call('HGET', KEYS[2], 'at') or false
 if (at or '') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'HALT', 'since', ARGV[2], 'by', ARGV[3], 'why', ARGV[4], 'ts', ARGV[5])
+redis.call('HSET', KEYS[1], 'state', 'HALT', 'since', ARGV[2], 'by', ARGV[3], 'why', ARGV[4], 'ts', string.match(ARGV[2], '^%d+'))
 local events = redis.call('TYPE', KEYS[3]).ok
 if events == 'none' or events == 'stream' then
   redis.call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[6], '*', 'event', 'KILL', 'plan_id', '', 'symbol', '',

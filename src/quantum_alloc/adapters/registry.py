@@ -17,18 +17,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantum_alloc.adapters import codec
+from quantum_alloc.adapters import codec, executions
 from quantum_alloc.adapters.key_patterns import IN_SHADOW, KNOWN, Names
 from quantum_alloc.adapters.registry_account import ROWS as ACCOUNT
 from quantum_alloc.adapters.registry_flow import ROWS as FLOW
 from quantum_alloc.adapters.registry_governor import ROWS as GOVERNOR
-from quantum_alloc.adapters.registry_json import json_fields, loaded
+from quantum_alloc.adapters.registry_json import Json, json_fields
 from quantum_alloc.adapters.registry_keys import key_of, key_regex, regex_of
 from quantum_alloc.adapters.registry_market import ROWS as MARKET
 from quantum_alloc.adapters.registry_record import Field, Kind, Record
 from quantum_alloc.adapters.registry_types import AnyTime, Time, Type
 from quantum_alloc.adapters.rights import USERS, When
-from quantum_alloc.adapters.wire import TIME_ALIASES
+from quantum_alloc.adapters.wire import ENTRY_FIELDS_LIMIT, MAP_FIELDS_LIMIT, TIME_ALIASES
 
 __all__ = [
     "RECORDS", "Access", "Field", "Kind", "Record", "access", "expiry_trouble", "fields_in", "key_of", "record",
@@ -76,21 +76,6 @@ def records_of(key: str, names: Names | None = None) -> tuple[Record, ...]:
     return tuple(RECORDS[name] for name in KNOWN if key_regex(name, of.keys, streams).fullmatch(key))
 
 
-def _inside(raw: bytes) -> dict[str, bytes] | None:
-    """A JSON object's fields as a record's: texts as they are, numbers as they stand; None where it is none."""
-    try:
-        found = loaded(raw)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(found, dict):
-        return None
-    return {
-        str(name): value.encode("utf-8", "surrogatepass") if isinstance(value, str) else repr(value).encode()
-        for name, value in found.items()
-        if value is not None
-    }
-
-
 def fields_in(of: Record, raw: bytes) -> dict[str, bytes]:
     """The value of a string, or a member of a set, as fields.
 
@@ -115,11 +100,35 @@ def violations(of: Record, fields: Mapping[str, bytes], *, ours: bool | None = N
     """
     strict = not of.is_open if ours is None else ours
     if of.instead and of.instead in fields:
-        found = _inside(fields[of.instead])
-        return [f"{of.instead} is no JSON object"] if found is None else _judged(of, found, strict)
+        return _nested(of, fields, strict)
     if of.instead == "json":  # it is the one form
         return ["json is missing"]
+    if of.is_json and fields.keys() == {""}:
+        return ["the value is no JSON object"]
+    most = _fields_max(of)
+    if most is not None and len(fields) > most:
+        return [f"it has {len(fields)} fields, at most {most} are read"]
     return _judged(of, fields, strict)
+
+
+def _fields_max(of: Record) -> int | None:
+    """How many fields readers take; None for what only its own writer reads."""
+    if any(f.varies for f in of.fields):
+        return MAP_FIELDS_LIMIT if of.is_open else None
+    return ENTRY_FIELDS_LIMIT
+
+
+def _nested(of: Record, fields: Mapping[str, bytes], strict: bool) -> list[str]:
+    """A record in one field, as its readers take it: a time inside counts before one beside it."""
+    raw = fields[of.instead]
+    if len(raw) > codec.VALUE_LIMIT_BYTES:
+        return [f"{of.instead} is longer than {codec.VALUE_LIMIT_BYTES} bytes"]
+    inside = executions.nested(raw)
+    if inside is None:
+        return [f"{of.instead} is no JSON object of at most {ENTRY_FIELDS_LIMIT} fields"]
+    if of.times and not any(name in inside for name in TIME_ALIASES):
+        inside |= {name: fields[name] for name in TIME_ALIASES if name in fields}
+    return _judged(of, inside, strict)
 
 
 def _judged(of: Record, fields: Mapping[str, bytes], strict: bool) -> list[str]:
@@ -150,14 +159,15 @@ def _is_needed(of: Record, field: Field, strict: bool) -> bool:
         return False
     if field.name == "ts" and of.time != "ts":
         return strict  # our writers write it
-    return strict or not (field.ours or (of.times and field.name == of.time))
+    return strict or not field.ours
 
 
 def _missing(
     of: Record, known: Sequence[Field], fields: Mapping[str, bytes], strict: bool, moved: str
 ) -> Iterator[str]:
+    elsewhere = bool(moved) or (of.times and not strict and any(name in fields for name in TIME_ALIASES))
     for field in known:
-        if field.name not in fields and _is_needed(of, field, strict) and not (moved and field.name == of.time):
+        if field.name not in fields and _is_needed(of, field, strict) and not (elsewhere and field.name == of.time):
             yield f"{field.name or 'the value'} is missing"
 
 
@@ -175,10 +185,18 @@ def _malformed(of: Record, known: Sequence[Field], fields: Mapping[str, bytes], 
         if field is None:
             if strict:
                 yield f"{shown} is no field of it"
+            elif of.times and name in TIME_ALIASES and _ANY_TIME.wrong(raw):
+                yield f"{shown} {_ANY_TIME.wrong(raw)}"
             continue
-        trouble = "" if field.empty and not raw else _type(of, field, strict).wrong(raw)
+        trouble = "" if field.empty and not raw else _wrong(_type(of, field, strict), raw)
         if trouble:
             yield f"{shown} {trouble}"
+
+
+def _wrong(of: Type, raw: bytes) -> str:
+    """JSON has a limit of its own."""
+    is_long = len(raw) > codec.VALUE_LIMIT_BYTES and not isinstance(of, Json)
+    return f"is longer than {codec.VALUE_LIMIT_BYTES} bytes" if is_long else of.wrong(raw)
 
 
 def _twins(of: Record, fields: Mapping[str, bytes]) -> Iterator[str]:
@@ -200,7 +218,7 @@ def expiry_trouble(of: Record, ttl_s: float) -> str:
         return "" if ttl_s < 0 else f"expires in {ttl_s:g} s and must stay"
     if ttl_s < 0:
         return "has no expiry"
-    return "" if ttl_s <= of.ttl_s else f"expires in {ttl_s:g} s, more than {of.ttl_s} s"
+    return "" if ttl_s <= of.ttl_s or of.ttl_grows else f"expires in {ttl_s:g} s, more than {of.ttl_s} s"
 
 
 @dataclass(frozen=True, slots=True)

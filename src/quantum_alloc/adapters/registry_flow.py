@@ -40,10 +40,6 @@ from quantum_alloc.adapters.registry_types import (
 )
 from quantum_alloc.adapters.wire import FLOAT_MAX, MULTIPLIER_MAX
 from quantum_alloc.core.allocation import Bound, PerformanceSource
-from quantum_alloc.core.attribution import AttributionSource
-from quantum_alloc.core.efficiency import Pressure
-from quantum_alloc.core.factors import Zone
-from quantum_alloc.core.proposal import ProposalReason
 
 ISSUES = "P30_MISSING|P30_STALE|P30_ERROR|P29_MISSING|P29_STALE|P29_ERROR"
 TARGET = (
@@ -51,15 +47,16 @@ TARGET = (
     Field("weight", Number(0.0, USD_LIMIT), "the same as a fraction of equity"),
     Field("cluster_id", Word(), "its group"),
     Field("regime", Word(), "the market's regime"),
-    Field("drawdown_zone", Choice(tuple(Zone)), "of the portfolio"),
+    Field("drawdown_zone", Choice(("LOW", "MID", "HIGH", "UNKNOWN")), "of the portfolio"),
     Field("confidence", SHARE, "of the inputs"),
     *WRITTEN,
     IN_MODE,
-    ours("cycle_id", ID, "of its cycle"),
 )
+CYCLE_ID = Field("cycle_id", ID, "of its cycle")
 FACTOR = ours("proposed_factor", Number(0.0, MULTIPLIER_MAX), "as applied, with `P29_USE_PROPOSED`", optional=True)
 DECISION = (
     *TARGET,
+    CYCLE_ID,
     SYMBOL,
     Field("base_usd", USD, "the budget as read", "USD"),
     Field("regime_factor", USD, "as applied"),
@@ -110,7 +107,7 @@ ATTRIBUTION = (
     Field("alpha_score", NEAR, "average over the window"),
     Field("confidence", SHARE, "by executions that count, and their age"),
     Field("window", Whole(), "executions that count"),
-    Field("source", Choice(tuple(AttributionSource)), "live, or LKG: the last that is known"),
+    Field("source", Choice(("live", "LKG")), "live, or LKG: the last that is known"),
     Field("lkg_age_s", Whole(), "since the last execution with a PnL", "s"),
     Field("last_exec_ts", MOMENT, "its time", "s"),
     *(
@@ -129,7 +126,7 @@ EFFICIENCY = (
     Field("efficiency_score", SHARE, "of this cycle"),
     Field("efficiency_raw", SIGNED, "before it is clamped"),
     Field("efficiency_ewma", SIGNED, "average"),
-    Field("capital_pressure", Choice(tuple(Pressure)), "what it says of the symbol's capital"),
+    Field("capital_pressure", Choice(("INCREASE", "HOLD", "DECREASE")), "what it says of the symbol's capital"),
     Field("reallocation_weight", NEAR, "how much"),
     Field("confidence", SHARE, "of both inputs"),
     Field("inputs_ok", FLAG, "1 where both inputs were read"),
@@ -160,6 +157,7 @@ MADE = (
     ours("target_lane", LANE, "where it was read"),
     *BEFORE,
 )
+REASONS = Choice(("ok", "missing_eff", "stale_eff", "low_conf", "redis_error"))
 PROPOSAL = (
     Field("ts_epoch", Time(), "when it was written"),
     TS,
@@ -170,7 +168,7 @@ PROPOSAL = (
     Field("eff_score", SHARE, "efficiency as read; empty where missing or unreadable", empty=True),
     Field("eff_confidence", SHARE, "its confidence; empty where missing or unreadable", empty=True),
     Field("eff_stale", FLAG, "1 where it was stale"),
-    Field("reason", Choice(tuple(ProposalReason)), "why the multiplier is what it is"),
+    Field("reason", REASONS, "why the multiplier is what it is"),
     Field("mode", Choice(("shadow",)), "always shadow"),
     ours("eff_lane", LANE, "where the efficiency came from"),
     ours("base_lane", LANE, "where the target was read"),
@@ -208,8 +206,9 @@ ROWS: tuple[Record, ...] = (
         *ATTRIBUTION, SYMBOL, *head("p30_v1"), *BEFORE,
     ), "ts_utc"),
     Record("attribution_state", Kind.HASH, "What attribution remembers.", SYMBOL_STATE),
-    Record("target", Kind.HASH, "What a symbol may hold; the gates look at it.", (*TARGET, FACTOR), "timestamp",
-        ttl_s=300, ttl_from="TARGET_TTL_SEC"),
+    Record("target", Kind.HASH, "What a symbol may hold; the gates look at it.", (
+        *TARGET, ours(CYCLE_ID.name, CYCLE_ID.type, CYCLE_ID.meaning), FACTOR,
+    ), "timestamp", ttl_s=300, ttl_from="TARGET_TTL_SEC"),
     Record("decisions", Kind.STREAM, "Targets and why, one entry a symbol and cycle.", DECISION, "timestamp"),
     Record("cycles", Kind.STREAM, "What all symbols of a cycle share.", CYCLE, "timestamp"),
     Record("executions", Kind.STREAM, "One entry a fill.", EXECUTION, "timestamp", is_open=True, times=True,

@@ -6,7 +6,7 @@ Source: the project's contract, section 3, and governor. What a field's name alo
 from __future__ import annotations
 
 from quantum_alloc.adapters.codec import USD_LIMIT
-from quantum_alloc.adapters.commit import BLOCK_TOMBSTONE_S, BLOCK_TTL_S
+from quantum_alloc.adapters.commit import BLOCK_TOMBSTONE_S
 from quantum_alloc.adapters.governor_wire import AMOUNT_MAX
 from quantum_alloc.adapters.registry_account import BY, NAME, SIDE, TRUTH
 from quantum_alloc.adapters.registry_common import (
@@ -38,9 +38,8 @@ from quantum_alloc.adapters.registry_types import (
     Whole,
     Word,
 )
-from quantum_alloc.core.downsize import HintAction
 from quantum_alloc.core.governor_inputs import Kill
-from quantum_alloc.core.governor_params import BLOCK_REASONS, GATES, ApplyMode
+from quantum_alloc.core.governor_params import BLOCK_REASONS, GATES
 from quantum_alloc.core.limits import DAY_S
 from quantum_alloc.core.plan import Movement
 
@@ -48,8 +47,8 @@ GIVEN_UP = "decision_failed"
 REASONS = Choice((*BLOCK_REASONS, GIVEN_UP))
 GATE = Choice(tuple(dict.fromkeys(gate.number for gate in GATES)))
 VERDICT = Choice(("PERMIT", "BLOCK"))
-HINTS = Choice(tuple(HintAction))
-MODES = Choice(tuple(ApplyMode))
+HINTS = Choice(("NONE", "DOWNSIZE"))
+MODES = Choice(("dry_run", "testnet", "production"))
 AMOUNT = Number(0.0, AMOUNT_MAX)
 FACTOR = Number(0.0, 1.0, 4)
 CENTS = Number(0.0, USD_LIMIT, 2)
@@ -76,7 +75,7 @@ PERMIT = (
     Field("granted", Choice(("true",)), "always"),
     Field("symbol", Quoted(Symbol()), "its symbol"),
     Field("decision", Quoted(Choice(("EXECUTE",))), "always"),
-    Field("computed_qty", USD, "what may be filled at most"),
+    Field("computed_qty", Number(0.0, positive=True), "what may be filled at most"),
     Field("computed_notional", AMOUNT, "of it", "USD"),
     Field("created_at", MOMENT, "when it was decided"),
     Field("consumed", Choice(("false",)), "always: one that is used up is deleted"),
@@ -201,7 +200,7 @@ ROWS: tuple[Record, ...] = (
     Record("plans", Kind.STREAM, "What the governor decides on.", PLAN, "timestamp", is_open=True),
     Record("permit", Kind.STRING, "Leave to fill one plan, once.", PERMIT, "created_at", twin=False, ttl_s=60,
         is_json=True),
-    Record("block", Kind.STRING, "Why a plan was refused.", BLOCK, "timestamp", ttl_s=BLOCK_TTL_S, is_json=True),
+    Record("block", Kind.STRING, "Why a plan was refused.", BLOCK, "timestamp", ttl_s=3600, is_json=True),
     Record("events", Kind.STREAM, "Everything that governor, kill switch and apply layer tell.", EVENT, "timestamp",
         variants=EVENTS),
     Record("dead_plans", Kind.STREAM, "Plans that were given up.", (
@@ -228,8 +227,8 @@ ROWS: tuple[Record, ...] = (
         Field("", MOMENT, "unix seconds"),
     ), ttl_s=2 * DAY_S + 86_400),
     Record("tombstone", Kind.STRING, "The first answer to a plan id.", TOMBSTONE, ttl_s=30 * DAY_S,
-        ttl_from="GOV_TOMBSTONE_PERMIT_SEC", is_json=True,
-        note=f"A permit's stays that long, or as long as the oldest plan in the stream has waited; a block's "
-        f"{BLOCK_TOMBSTONE_S:,} s."),
+        ttl_from="GOV_TOMBSTONE_PERMIT_SEC", ttl_grows=True, is_json=True,
+        note=f"A permit's stays that long, or as long as the oldest plan in the stream has stood there; a "
+        f"block's goes after {BLOCK_TOMBSTONE_S:,} s."),
 )  # fmt: skip
 """What the governor decides on, answers and remembers."""

@@ -1,11 +1,11 @@
 """Rows of the registry: account, positions, market, budgets, clusters, regimes.
 
-Source: the project's contract, section 3. What a field's name alone tells is not told again.
+Source: the project's contract, section 3. What a field's name alone tells is not told again. The contract's numbers and
+words stand here as they stand there, not as the writers' code has them: else a change of that would go unseen.
 """
 
 from __future__ import annotations
 
-from quantum_alloc.adapters import flow_writes, writes
 from quantum_alloc.adapters.registry_common import (
     HASH,
     IN_MODE,
@@ -32,12 +32,13 @@ from quantum_alloc.adapters.registry_types import (
     Word,
 )
 
+PRICE, BAR_S = Number(0.0, positive=True), Number(0.0, 1e8, positive=True)
 PORTFOLIO = (
     Field("equity_usd", SIGNED, "balance and what is not realised", "USD"),
     Field("balance_usd", SIGNED, "the wallet", "USD"),
     Field("unrealized_pnl_usd", SIGNED, "of all positions", "USD"),
     Field("positions_notional_usd", USD, "of all positions", "USD"),
-    Field("positions_count", Whole(), "positions that are not 0"),
+    Field("positions_count", Whole(0, 10**9), "positions that are not 0"),
     Field("peak_equity_usd", USD, "greatest equity so far; absent where it is not known", "USD", optional=True),
     Field("drawdown", NEAR, "fraction of the peak, readers take the absolute value; absent with it", optional=True),
     Field("source", Word(), "positions; partial where some were left out"),
@@ -49,7 +50,7 @@ PORTFOLIO = (
 )
 ROWS: tuple[Record, ...] = (
     Record("portfolio", Kind.HASH, "Equity, peak and drawdown.", (*PORTFOLIO,), "timestamp",
-        ttl_s=writes.PORTFOLIO_TTL_S, is_open=True),
+        ttl_s=120, is_open=True),
     Record("portfolio_states", Kind.STREAM, "Equity, peak and drawdown, one entry a cycle.", PORTFOLIO, "timestamp"),
     Record("peak", Kind.HASH, "The greatest equity so far; reset only by command.", (
         Field("peak_equity_usd", USD, "greatest equity", "USD"), Field("ts", Time(), "when it was written"),
@@ -69,17 +70,17 @@ ROWS: tuple[Record, ...] = (
         ours("next_open_ts", MOMENT, "before when no open is filled", "s", optional=True),
     ), "ts_epoch", is_open=True),
     Record("market", Kind.HASH, "The newest price.", (
-        Field("price", Number(1e-300), "newest close", "USD"),
+        Field("price", PRICE, "newest close", "USD"),
         Field("sigma", Number(0.0, 1e6), "of log returns, scaled to an hour; absent until 60 are known", optional=True),
-        ours("bar_s", Number(0.0, 1e8), "length of a bar", "s"),
+        Field("bar_s", BAR_S, "length of a bar; absent until one has closed", "s", optional=True),
         *WRITTEN,
     ), "timestamp", is_open=True),
     Record("bars", Kind.STREAM, "One entry a closed bar.", (
         Field("ts", Time(), "close time"),
-        Field("close", Number(1e-300), "close", "USD"),
+        Field("close", PRICE, "close", "USD"),
         Field("volume", USD, "of the bar"),
-        Field("bar_s", Number(0.0, 1e8), "length", "s"),
-    ), "ts", is_open=True, note=f"About {writes.BARS_MAXLEN:,} are kept."),
+        Field("bar_s", BAR_S, "length", "s"),
+    ), "ts", is_open=True, note="About 1,500 are kept."),
     Record("budget", Kind.HASH, "Base budget of a symbol, in both modes.", (
         SYMBOL,
         Field("budget_usd", USD, "what it may hold at most", "USD"),
@@ -94,7 +95,7 @@ ROWS: tuple[Record, ...] = (
         ours("rules", Choice(("p28_v1",)), "version of the rules"),
         ours("params", Json(), "all parameters"),
         ours("params_hash", HASH, "of all parameters"),
-    ), "timestamp", ttl_s=writes.BUDGET_TTL_S, is_open=True),
+    ), "timestamp", ttl_s=300, is_open=True),
     Record("violations", Kind.STREAM, "A position above its budget; one field `json`, an object of these.", (
         Field("event_type", Choice(("budget.violation",)), "what it is"),
         SYMBOL,
@@ -130,7 +131,7 @@ ROWS: tuple[Record, ...] = (
         ours("correlation", NEAR, "mean over its pairs"),
         ours("members", Whole(1), "how many"),
         ours("rules", Choice(("p27_v1",)), "version of the rules"),
-    ), "timestamp", ttl_s=flow_writes.STRESS_TTL_S, is_open=True),
+    ), "timestamp", ttl_s=180, is_open=True),
     Record("universe", Kind.SET, "Symbols that our services write for.", (Field("", Symbol(), "a symbol"),)),
 )  # fmt: skip
 """What targets are made from."""

@@ -15,14 +15,17 @@ Made by `quantum-alloc config docs keys`. One section a key: what it is, how lon
 its fields. `{S}` is a symbol, `{plan}` a plan id, `{cid}` a cluster id, `{name}` a governor or its ledger. A hash tag
 (`QA_HASH_TAG`) stands before every name. How records decide again is told in [records](records.md).
 
-- Values are text. A number is a finite decimal; a symbol is 2 to 30 capital letters or digits; a word is 1 to 64
-  letters, digits or `_.-`. A range stands behind the type; without one it is -1e15 to 1e15.
+- Values are text of at most 4 kB (JSON 256 kB), and a record has at most 64 fields where nothing varies in their names.
+  A number is a finite decimal; a symbol is 2 to 30 capital letters or digits; a word is 1 to 64 letters, digits or
+  `_.-`. A range stands behind the type; without one it is -1e15 to 1e15.
 - **optional** may be absent, **or empty** may hold no text. **ours** is what our services add to the contract's fields:
   another program that writes the key need not.
 - Times are whole unix seconds. Our services write each under the field named first, and again as `ts`. Readers look for
   it under its name, then under `ts`, `timestamp`, `ts_utc`, `ts_epoch`, `updated_ts`.
 - The users `operator` (commands that change something) and `watch` (commands that look) read everything.
-- Streams keep about `STREAM_MAXLEN` entries."""
+- Streams keep about `STREAM_MAXLEN` entries.
+- What begins with `quantum:proof:` is of a [proof](../how-to/prove.md) and no key of the installation: the next
+  `quantum-alloc prove` deletes it."""
 _KINDS = {Kind.HASH: "Hash", Kind.STRING: "String", Kind.SET: "Set", Kind.STREAM: "Stream"}
 _WHEN = {When.ALWAYS: "", When.ENFORCE: " (in enforce alone)", When.PAPER_BOOK: " (with `PAPER_BOOK=1`)"}
 
@@ -55,7 +58,7 @@ def _expiry(of: Record) -> str:
     if of.ttl_s is None:
         return ", stays"
     by = f", set by `{of.ttl_from}`" if of.ttl_from else ""
-    return f", expires after at most {of.ttl_s:,} s{by}"
+    return f", expires after {'' if of.ttl_grows else 'at most '}{of.ttl_s:,} s{' or more' if of.ttl_grows else ''}{by}"
 
 
 def _section(of: Record) -> Iterator[str]:

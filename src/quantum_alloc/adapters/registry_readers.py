@@ -136,7 +136,7 @@ def _book(raw: Raw, _: float) -> object | None:
 
 def _fill(raw: Raw, _: float) -> object | None:
     made = apply_wire.fill_of(_entry(raw))
-    return made if made.plan_id else None
+    return made if made is not None and made.plan_id else None
 
 
 def _is_permit(raw: Raw) -> bool:

@@ -46,14 +46,6 @@ class Field:
         """Whether a part of its name does; such fields may be there any number of times."""
         return "{" in self.name
 
-    def wrong(self, raw: bytes) -> str:
-        """What is wrong with a value, empty where nothing is.
-
-        Args:
-            raw: its bytes.
-        """
-        return "" if self.empty and not raw else self.type.wrong(raw)
-
 
 @dataclass(frozen=True, slots=True)
 class Variant:
@@ -89,6 +81,7 @@ class Record:
         twin: whether ``ts`` must hold the same beside it.
         ttl_s: greatest expiry in seconds at the defaults; None where the key stays.
         ttl_from: the variable that sets it; empty where nothing does.
+        ttl_grows: whether its writer may give it longer, for as long as something else has stood.
         is_open: whether other programs may write it too, with fields of their own.
         times: whether its time may stand under any of the common aliases.
         variants: fields by what others say; the first that fits counts, and one must where there are any.
@@ -105,6 +98,7 @@ class Record:
     twin: bool = True
     ttl_s: int | None = None
     ttl_from: str = ""
+    ttl_grows: bool = False
     is_open: bool = False
     times: bool = False
     variants: tuple[Variant, ...] = ()

@@ -52,17 +52,21 @@ class Number:
         low: smallest value.
         high: greatest value.
         decimals: how many stand behind the point; None for as many as it takes.
+        positive: whether 0 is none.
     """
 
     low: float = -codec.USD_LIMIT
     high: float = codec.USD_LIMIT
     decimals: int | None = None
+    positive: bool = False
 
     @property
     def told(self) -> str:
         """Its range where it has one."""
         low = "" if self.low == -codec.USD_LIMIT else _bound(self.low)
         high = "" if self.high == codec.USD_LIMIT else _bound(self.high)
+        if self.positive:
+            return f"number above 0{f', at most {high}' if high else ''}"
         inside = f" {low}..{high}" if low or high else ""
         return f"number{inside}" + ("" if self.decimals is None else f', "%.{self.decimals}f"')
 
@@ -71,7 +75,7 @@ class Number:
         value = codec.number(raw, -1e308, 1e308)
         if value is None:
             return shown(raw)
-        if not self.low <= value <= self.high:
+        if not self.low <= value <= self.high or (self.positive and value <= 0.0):
             return f"is out of range: {value:g}"
         if self.decimals is not None and re.fullmatch(rb"-?[0-9]+\.[0-9]{%d}" % self.decimals, raw) is None:
             return f"is not written with {self.decimals} decimals: {codec.printable(raw, 40)!r}"

@@ -58,6 +58,8 @@ class Facts:
         appendonly: whether it keeps every write on disk.
         min_replicas: whether it stops to take writes when too few replicas have them.
         replicas: that are connected.
+        run_id: of its process: another start is another one.
+        up_s: whole seconds since it was started.
     """
 
     version: str | None = None
@@ -66,6 +68,8 @@ class Facts:
     appendonly: bool | None = None
     min_replicas: bool | None = None
     replicas: int | None = None
+    run_id: str | None = None
+    up_s: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ def read_facts(store: Store) -> Facts:
             None if "aof_enabled" not in told else told["aof_enabled"] != "0",
             "min_slaves_good_slaves" in told if "role" in told else None,  # it is told where the limit is on
             _whole(told.get("connected_slaves")),
+            *_run(told),
         )
     config = _config(_asked(store, [("CONFIG", "GET", name) for name in _ASKED]))
     limit = _whole(config.get("min-replicas-to-write"))
@@ -137,7 +142,25 @@ def read_facts(store: Store) -> Facts:
         None if "appendonly" not in config else config["appendonly"] == "yes",
         None if limit is None else limit > 0,
         _whole(told.get("connected_slaves")),
+        *_run(told),
     )
+
+
+def is_another(told: object, looked_s: object, facts: Facts) -> bool:
+    """Whether who says on which run of a server it works is on another one than ours; False where it is not known.
+
+    Args:
+        told: the run id of its server; anything but a text that says something for none.
+        looked_s: seconds since it last looked; what it saw before our server was started tells nothing.
+        facts: of our server.
+
+    >>> ours = Facts(run_id="a", up_s=60)
+    >>> [is_another(told, 5.0, ours) for told in ("b", "a", "", None)], is_another("b", 60.0, ours)
+    ([True, False, False, False], False)
+    """
+    if not isinstance(told, str) or not told or not facts.run_id or told == facts.run_id:
+        return False
+    return not (isinstance(looked_s, int | float) and facts.up_s is not None and looked_s > facts.up_s - 1)
 
 
 def _asked(store: Store, commands: list[Command]) -> list[Reply]:
@@ -154,6 +177,10 @@ def _info(reply: Reply) -> dict[str, str]:
     lines = reply.split(b"\r\n") if isinstance(reply, bytes) else []
     pairs = (line.partition(b":") for line in lines)
     return {printable(name): printable(value) for name, _, value in pairs if value}
+
+
+def _run(told: Mapping[str, str]) -> tuple[str | None, int | None]:
+    return told.get("run_id"), _whole(told.get("uptime_in_seconds"))
 
 
 def _version(told: Mapping[str, str]) -> str | None:
@@ -195,6 +222,8 @@ class ServerCheck:
         self._connection = -1
         self._due = 0.0
         self._told: frozenset[Lack] = frozenset()
+        self.run_id = ""
+        """Of the server that was looked at last; empty before, and where it does not tell."""
 
     def __call__(self, after_trouble: bool = False) -> None:
         """Look at the server where it is time to.
@@ -209,7 +238,9 @@ class ServerCheck:
         if is_same and not after_trouble:
             return
         self._connection = -1
-        verdict = judge(read_facts(self._store), guards=self._guards)
+        facts = read_facts(self._store)
+        self.run_id = facts.run_id or ""
+        verdict = judge(facts, guards=self._guards)
         for lack in Lack:
             self._metrics.set("quantum_alloc_server_lacks", float(lack in verdict.lacks), lack.value)
         for lack, text in verdict.lacks.items():

@@ -21,7 +21,7 @@ from quantum_alloc.core.gates import Checked, Outcome
 
 WINDOW_S, BUCKET_S, BLIND_S = 600.0, 10.0, 600.0
 SYMBOLS_MAX = 10_000
-"""Values of so many symbols that are there no more are remembered of an input."""
+"""From so many symbols on, those that are there no more are forgotten."""
 UNKNOWING = frozenset({"state_unreadable", "position_unknown", "price_unknown"})
 """Why a hard gate blocks for want of knowledge: no verdict on real data."""
 
@@ -163,16 +163,17 @@ class Constancy:
         """
         if not values:
             return self
-        before = self.values
-        has_changed = self.changed is None
-        kept = values
-        if values.keys() != before.keys():
-            gone = before.keys() - values.keys()
-            if gone and len(before) + len(values) <= SYMBOLS_MAX:
-                kept = {**before, **values}
-            has_changed = has_changed or any(before[s] != values[s] for s in before.keys() & values.keys())
-        else:
+        before, kept = self.values, values
+        if len(values) == len(before) and values.keys() == before.keys():
             has_changed = before != values
+        else:
+            known = [s for s in values if s in before]
+            has_changed = any(before[s] != values[s] for s in known)
+            if len(known) == len(values) and not has_changed:
+                kept = before
+            elif len(known) < len(before):
+                kept = {**before, **values}
+                kept = kept if len(kept) <= SYMBOLS_MAX else values
         changed = now if has_changed or self.changed is None else min(self.changed, now)
         return Constancy(kept, changed, now)
 

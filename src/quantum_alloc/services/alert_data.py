@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from quantum_alloc.adapters.input_table import INPUTS
+from quantum_alloc.adapters.input_table import EXECUTIONS as FILLS
+from quantum_alloc.adapters.input_table import INPUTS, POSITIONS
 from quantum_alloc.services.alert_kit import ONE, WHO, Alert, any_of, more
 
 ARMED = 'label_replace(quantum_alloc_armed_but_blind{kind="gate"}, "gate", "$1", "name", "(.*)")'
 ENTRIES = "quantum_alloc_execution_entries_total"
+CANDLES = 'quantum_alloc_feed_candles_total{result!="published"}'
+
+
+MOVED = {
+    "": "",
+    POSITIONS: "\nand on () sum(quantum_alloc_positions) > 0",
+    FILLS: f'\nand on () sum(increase({ENTRIES}{{result="applied"}}[55m])) > 0',
+}
+"""What an input that rests without positions, or without fills, is only expected to move with."""
 
 
 def _constant() -> str:
-    """Inputs that ought to move, of the services for which they ought to."""
-    moving = {row.name for rows in INPUTS.values() for row in rows if not row.constant}
-    name = "quantum_alloc_input_constant_seconds"
-    found = f'{name}{{input=~"{any_of(tuple(sorted(moving)))}"}} >= 3600'
-    for job, rows in INPUTS.items():
-        still = tuple(sorted(row.name for row in rows if row.constant and row.name in moving))
-        if still:
-            found += f'\nunless {name}{{job="{job}", input=~"{any_of(still)}"}}'
-    return found
+    """Inputs that ought to move, where there is what moves them; services tell of no others."""
+    parts = []
+    for rests, moved in MOVED.items():
+        names = {row.name for rows in INPUTS.values() for row in rows if not row.constant and row.rests == rests}
+        parts.append(f'(quantum_alloc_input_constant_seconds{{input=~"{any_of(sorted(names))}"}} >= 3600{moved})')
+    return "\nor\n".join(parts)
 
 
 ALLOCATION = (
@@ -49,7 +56,7 @@ ALLOCATION = (
         "Which budgets are gone? `quantum-alloc status --inputs`, and the service `budget`.",
     ),
     Alert(
-        "Allocation", "SymbolsSkipped", "warning", more("quantum_alloc_skipped_total", "10m", by="reason"),
+        "Allocation", "SymbolsSkipped", "warning", more("quantum_alloc_skipped_total", "5m", by="reason"),
         "5m", f"{WHO} leaves symbols out: {{{{ $labels.reason }}}}",
         "Symbols without a usable budget, going on for 5 minutes.",
         "See what writes `quantum:portfolio:budget:*`, and what the reason says of it.",
@@ -61,7 +68,7 @@ ALLOCATION = (
         "No fault of the system: for whoever answers for the money.",
     ),
     Alert(
-        "Allocation", "OverBudget", "info", more("quantum_alloc_budget_violations_total", "10m", by="symbol"),
+        "Allocation", "OverBudget", "info", more("quantum_alloc_budget_violations_total", "5m", by="symbol"),
         "5m", "{{ $labels.symbol }} is above its budget",
         "A position above its budget, going on for 5 minutes.",
         "New opens of it are blocked in production; budgets fall with stress, positions do not.",
@@ -92,12 +99,13 @@ INPUT_ALERTS = (
     Alert(
         "Inputs", "InputConstant", "warning", _constant(),
         "0s", f"{{{{ $labels.input }}}} of {WHO} has not changed for an hour",
-        "No value of an input that ought to move has changed for an hour, over all symbols: it is fresh, and frozen.",
-        "Look at its producer: it repeats itself. At night or without positions it may be right.",
+        "No value of an input that ought to move has changed for an hour, over all symbols: it is fresh, and frozen."
+        " What moves with positions or fills alone is told of only where there are any.",
+        "Look at its producer: it repeats itself.",
     ),
     Alert(
         "Inputs", "InputsUnreadable", "warning",
-        more('quantum_alloc_inputs_total{reason=~"malformed|future_ts|redis_error"}', "10m", by="input, reason"),
+        more('quantum_alloc_inputs_total{reason=~"malformed|future_ts|redis_error"}', "5m", by="input, reason"),
         "5m", f"{WHO} cannot read {{{{ $labels.input }}}}: {{{{ $labels.reason }}}}",
         "Inputs that are malformed, from the future or of another type of key, going on for 5 minutes.",
         "`quantum-alloc status --inputs` names what is off the contract; mend its producer.",
@@ -118,16 +126,17 @@ INPUT_ALERTS = (
     ),
     Alert(
         "Inputs", "BaseTargetsUnusable", "info",
-        more('quantum_alloc_not_proposed_total{reason!="base_missing"}', "15m", by="reason"),
+        more('quantum_alloc_not_proposed_total{reason!="base_missing"}', "5m", by="reason"),
         "5m", f"{WHO} cannot use targets: {{{{ $labels.reason }}}}",
         "Targets that are stale, malformed or unreadable, going on for 5 minutes.",
         "See P2.9: do its targets still come?",
     ),
     Alert(
         "Inputs", "CandlesLeftOut", "info",
-        'quantum_alloc_feed_candles_total{result!="published"} > 0',
-        "0s", "{{ $value }} candles were {{ $labels.result }}",
-        "Candles of the feed's files that were late, repeated or malformed, since its start.",
+        f'{more(CANDLES, "1h", by="result")}\n'
+        f"or ({CANDLES} > 0 and on ({ONE}) time() - quantum_alloc_start_timestamp_seconds < 3600)",
+        "0s", "{{ $value | humanize }} candles were {{ $labels.result }}",
+        "Candles of the feed's files that were late, repeated or malformed, within an hour or its first.",
         "The log names files and lines.",
     ),
 )  # fmt: skip
@@ -158,7 +167,8 @@ EXECUTIONS = (
         "Executions", "ExecutionsSetAside", "warning",
         more(f'{ENTRIES}{{result!~"applied|open|other_symbol"}}', "15m", by="result"),
         "0s", f"{WHO} sets executions aside: {{{{ $labels.result }}}}",
-        "Any entry of the last 15 minutes that could not be read.",
+        "Any entry of the last 15 minutes that could not be read; one without a symbol is no fill to the apply layer"
+        " either (`quantum_alloc_executions_unreadable_total`).",
         "They stand in `quantum:stream:execution.deadletter` with the reason; mend who reports executions.",
     ),
     Alert(

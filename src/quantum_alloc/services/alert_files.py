@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
-from quantum_alloc.services.alert_kit import Alert, Recording
+from quantum_alloc.services.alert_kit import UNIT, Alert, Recording, with_unit
 from quantum_alloc.services.alert_rules import ALERTS, RECORDINGS
-from quantum_alloc.services.options import GROUPS, load, port_variables
+from quantum_alloc.services.options import GROUPS, Settings, load, port_variables
+from quantum_alloc.services.units import UNITS
 
 RULES = "quantum_alloc.rules.yml"
 SCRAPE_S = 15
@@ -35,7 +36,8 @@ def _alert(row: Alert) -> Iterator[str]:
     yield "        labels:"
     yield f"          severity: {row.severity}"
     yield "        annotations:"
-    for name, text in (("summary", row.summary), ("description", row.when), ("action", row.todo)):
+    action = with_unit(row.todo, {job: unit.name for job, unit in UNITS.items()})
+    for name, text in (("summary", row.summary), ("description", row.when), ("action", action)):
         yield f"          {name}: {json.dumps(text)}"
 
 
@@ -77,22 +79,21 @@ def rules_text(alerts: Sequence[Alert] = ALERTS, recordings: Sequence[Recording]
         _MADE,
         "# What each alert means and what to do: docs/reference/alerts.md",
         "groups:",
-        f"  - name: {RECORDED}",
-        "    rules:",
-        *(line for row in recordings for line in _recording(row)),
     ]
+    if recordings:
+        lines += [f"  - name: {RECORDED}", "    rules:", *(line for row in recordings for line in _recording(row))]
     for title, rows in groups(alerts).items():
         lines += [f"  - name: {group_name(title)}", "    rules:", *(line for row in rows for line in _alert(row))]
     return "\n".join(lines) + "\n"
 
 
-def port_of(service: str) -> int:
-    """Where a service's metrics are, unless an operator says otherwise.
+def ports_of(settings: Settings) -> dict[str, int]:
+    """Where each service has its metrics.
 
     Args:
-        service: its CLI name.
+        settings: of the services that are asked for.
     """
-    return next(iter(port_variables(load([service], {}).services[service]).values()))
+    return {name: next(iter(port_variables(options).values())) for name, options in settings.services.items()}
 
 
 def scrape_text(ports: Mapping[str, int] | None = None, every_s: int = SCRAPE_S) -> str:
@@ -102,7 +103,7 @@ def scrape_text(ports: Mapping[str, int] | None = None, every_s: int = SCRAPE_S)
         ports: by service; None for the defaults of all.
         every_s: seconds between two scrapes, and between two looks at the rules.
     """
-    found = {name: port_of(name) for name in GROUPS} if ports is None else ports
+    found = ports_of(load(list(GROUPS), {})) if ports is None else ports
     lines = [
         _MADE,
         "# Metrics are served on loopback: Prometheus runs on the same host, or scrapes through a tunnel or a proxy.",
@@ -146,11 +147,18 @@ def alerts_page() -> str:
             for row in rows
         ]
         lines.append("")
-    lines += ["## Recorded series", "", "| series | meaning |", "|---|---|"]
+    lines += ["## Units", "", f"What an alert fills in for `{UNIT}`; `desk` has none.", ""]
+    lines += ["| job | unit |", "|---|---|"]
+    lines += [f"| `{job}` | `{unit.name}` |" for job, unit in UNITS.items()]
+    lines += ["", "## Recorded series", "", "| series | meaning |", "|---|---|"]
     lines += [f"| `{row.name}` | {row.help} |" for row in RECORDINGS]
     return "\n".join(lines)
 
 
-def files() -> dict[str, str]:
-    """Prometheus' files, by name."""
-    return {"prometheus.yml": scrape_text(), RULES: rules_text()}
+def files(settings: Settings | None = None) -> dict[str, str]:
+    """Prometheus' files, by name.
+
+    Args:
+        settings: of every service, for the ports of its jobs; None for the defaults.
+    """
+    return {"prometheus.yml": scrape_text(ports_of(settings) if settings else None), RULES: rules_text()}

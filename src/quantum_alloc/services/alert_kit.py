@@ -11,12 +11,14 @@ Every service is a job by its CLI name. What the rules keep to:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 PREFIX = "QuantumAlloc"
 ONE = "job, instance"
 WHO = "{{ $labels.job }} ({{ $labels.instance }})"
+UNIT = "UNIT"
+"""Stands in a remedy for the systemd unit of the job that the alert is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Alert:
         wait: how long it must hold, as Prometheus writes it; 0s for at once.
         summary: what an operator reads first; may name labels.
         when: what it means, with its threshold.
-        todo: what to do.
+        todo: what to do; may name ``UNIT``.
     """
 
     group: str
@@ -83,6 +85,20 @@ def grown(metric: str) -> str:
         metric: a counter that begins at its total when its service begins.
     """
     return f"{metric} > (max_over_time({metric}[1h] offset 1h) or 0 * {metric})"
+
+
+def with_unit(todo: str, names: Mapping[str, str]) -> str:
+    """A remedy as Prometheus fills it in: with the unit of the alert's job, or all of them for a job without one.
+
+    Args:
+        todo: of an alert.
+        names: the unit of each job, without the suffix.
+
+    >>> print(with_unit("`systemctl status UNIT`", {"feed": "quantum-market-feed"}))
+    `systemctl status {{ if eq $labels.job "feed" }}quantum-market-feed{{ else }}'quantum-*'{{ end }}`
+    """
+    cases = "{{ else ".join(f'if eq $labels.job "{job}" }}}}{name}' for job, name in names.items())
+    return todo.replace(UNIT, f"{{{{ {cases}{{{{ else }}}}'quantum-*'{{{{ end }}}}")
 
 
 def any_of(values: Sequence[str]) -> str:

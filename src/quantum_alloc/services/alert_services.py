@@ -17,6 +17,8 @@ OPTIONAL = (*(name for name, unit in UNITS.items() if unit.paper), "desk")
 """Services that not every installation runs: missed only where they were there within a day."""
 CYCLE = "quantum_alloc_cycle_duration_seconds"
 STORE_ERRORS = "quantum_alloc_store_errors_total"
+OFTEN = 15
+"""A cycle that fails is tried again after a second at the most: what a restart of Redis within ten costs is less."""
 
 SERVICES = (
     Alert(
@@ -25,7 +27,7 @@ SERVICES = (
         f'(up{{job=~"{any_of(OPTIONAL)}"}} == 0 and max_over_time(up{{job=~"{any_of(OPTIONAL)}"}}[1d]) == 1)',
         "1m", f"{WHO} cannot be reached",
         f"No answer on its port for a minute; {', '.join(OPTIONAL)} only where they were there within a day.",
-        "`systemctl status UNIT` and its journal; exit code 78 is a mistake in the settings.",
+        "`systemctl status UNIT` and the journal of it; exit code 78 is a mistake in the settings.",
     ),
     Alert(
         "Services", "ServiceNotScraped", "warning",
@@ -42,7 +44,8 @@ SERVICES = (
     Alert(
         "Services", "LoopLate", "critical", "quantum_alloc_loop_late == 1",
         "0s", f"{WHO} finishes no cycle", "No cycle has finished for three intervals and 15 s: its loop hangs.",
-        "systemd starts it again by its watchdog. Keep the journal, and look at what the host was doing.",
+        "systemd starts it again by its watchdog. Keep the journal (`journalctl -u UNIT`), and look at what"
+        " the host was doing.",
     ),
     Alert(
         "Services", "CycleAbove2s", "warning",
@@ -53,7 +56,7 @@ SERVICES = (
     Alert(
         "Services", "Restarts", "warning", "changes(quantum_alloc_start_timestamp_seconds[1h]) > 3",
         "0s", f"{WHO} was started {{{{ $value }}}} times within an hour", "More than 3 restarts in an hour.",
-        "The journal says why it ended: out of memory, the watchdog, a programming error.",
+        "`journalctl -u UNIT` says why it ended: out of memory, the watchdog, a programming error.",
     ),
     Alert(
         "Services", "CycleErrors", "critical",
@@ -70,10 +73,11 @@ SERVICES = (
     ),
     Alert(
         "Services", "NothingWritten", "warning",
-        f'{more("""quantum_alloc_cycles_total{outcome="nothing"}""", "15m")}\n'
-        f'unless sum by ({ONE}) (increase(quantum_alloc_cycles_total{{outcome="ok"}}[15m])) > 0',
-        "0s", f"{WHO} has written nothing for 15 minutes",
-        "Cycles end, but none of the last 15 minutes could write; a regime needs `REGIME_WINDOW` bars first.",
+        f'{more("""quantum_alloc_cycles_total{job!="proposer", outcome="nothing"}""", "5m")}\n'
+        f'unless sum by ({ONE}) (increase(quantum_alloc_cycles_total{{outcome="ok"}}[5m])) > 0',
+        "10m", f"{WHO} has written nothing for 15 minutes",
+        "Cycles end, but none of the last 15 minutes could write; a regime needs `REGIME_WINDOW` bars first. The"
+        " proposer has nothing to write while P2.9 is in shadow.",
         "`nothing_written` of its `/health` says why: a missing portfolio, too few bars, a state that is not trusted.",
     ),
     Alert(
@@ -125,15 +129,15 @@ REDIS = (
     ),
     Alert(
         "Redis", "RedisRefuses", "critical",
-        more(f'{STORE_ERRORS}{{code=~"{any_of(REFUSING_CODES)}"}}', "5m", 1, by="code"),
+        more(f'{STORE_ERRORS}{{code=~"{any_of(REFUSING_CODES)}"}}', "5m", OFTEN, by="code"),
         "0s", f"Redis refuses {WHO}: {{{{ $labels.code }}}}",
-        "More than one cycle in 5 minutes was refused by the server: full, read-only, loading, evicting, busy.",
+        f"More than {OFTEN} cycles in 5 minutes were refused by the server: full, read-only, loading, evicting, busy.",
         "`redis-cli INFO`: memory, persistence, replication; `evicting` wants `maxmemory-policy noeviction`.",
     ),
     Alert(
         "Redis", "RedisUnreachable", "warning",
-        more(f'{STORE_ERRORS}{{code=~"{any_of(LOST_CODES)}"}}', "5m", 3),
-        "0s", f"{WHO} loses Redis", "More than three cycles in 5 minutes without an answer of Redis.",
+        more(f'{STORE_ERRORS}{{code=~"{any_of(LOST_CODES)}"}}', "5m", OFTEN),
+        "0s", f"{WHO} loses Redis", f"More than {OFTEN} cycles in 5 minutes without an answer of Redis.",
         "Is Redis up and fast (`redis-cli --latency`)? If it stays away, QuantumAllocNotReady follows.",
     ),
     Alert(
@@ -156,14 +160,14 @@ REDIS = (
     ),
     Alert(
         "Redis", "ServerUnsafe", "warning",
-        'quantum_alloc_server_lacks{what=~"noeviction|appendonly|settings"} == 1',
-        "1m", f"The server of {WHO} lacks {{{{ $labels.what }}}}",
+        'sum by (what) (quantum_alloc_server_lacks{what=~"noeviction|appendonly|settings"}) > 0',
+        "1m", "The server of {{ $value }} services lacks {{ $labels.what }}",
         "Without `noeviction` or `appendonly` permits and targets can vanish; `settings`: it does not tell.",
         "`quantum-alloc config redis` prints what to set.",
     ),
     Alert(
-        "Redis", "ServerAlone", "info", 'quantum_alloc_server_lacks{what="min_replicas"} == 1',
-        "1m", f"The server of {WHO} takes writes that no replica has",
+        "Redis", "ServerAlone", "info", 'sum by (what) (quantum_alloc_server_lacks{what="min_replicas"}) > 0',
+        "1m", "The server of {{ $value }} services takes writes that no replica has",
         "`min-replicas-to-write` is 0: a failover may lose writes. Right where there is no replica.",
         "With a replica: `min-replicas-to-write 1`.",
     ),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from quantum_alloc.core.headroom import WARN_USED, WARNED
 from quantum_alloc.services.alert_classes import CLASSES, WINDOW, BlockClass
 from quantum_alloc.services.alert_kit import WHO, Alert, any_of, grown, more
 
 PLANS = "quantum_alloc_plans_total"
 RESULTS = "quantum_alloc_apply_results_total"
+
+
+def _used(*, is_own: bool, by: str) -> str:
+    """Limits that are nearly used, of those that are worth a warning."""
+    gates = [gate for gate, own in WARNED.items() if own is is_own]
+    return f'max by ({by}) (quantum_alloc_limit_used_ratio{{gate=~"{any_of(gates)}"}}) >= {WARN_USED}'
 
 
 def _blocks(row: BlockClass) -> Alert:
@@ -59,7 +66,8 @@ GOVERNOR = (
     Alert(
         "Plans and permits", "Halted", "critical", 'quantum_alloc_kill_state{state="HALT"} == 1',
         "0s", f"The kill switch is HALT, says {WHO}", "Nothing passes. A halt latches until a rearm.",
-        "`quantum-alloc status` shows who and why; then `quantum-alloc kill off` and `quantum-alloc rearm`.",
+        "`quantum-alloc status` shows who and why; `quantum-alloc kill off`, then `quantum-alloc"
+        " rearm --by NAME --why TEXT`.",
     ),
     Alert(
         "Plans and permits", "ReduceOnly", "warning", 'quantum_alloc_kill_state{state="REDUCE_ONLY"} == 1',
@@ -90,10 +98,17 @@ GOVERNOR = (
     ),
     Alert(
         "Plans and permits", "LimitNearlyUsed", "warning",
-        'max by (job, gate, symbol) (quantum_alloc_limit_used_ratio{gate!="4.cooldown"}) >= 0.8',
+        _used(is_own=True, by="job, gate, symbol"),
         "1m", "Gate {{ $labels.gate }} of {{ $labels.symbol }} is used up to {{ $value | humanizePercentage }}",
-        "80 % of a limit or more, for a minute. The cooldown is left out: every permit uses it up.",
+        "80 % of a symbol's budget, target, hourly rate or daily closes, or more, for a minute. Not told: a plan's own"
+        " age, score and size, and what a permit or two use up (burst window, cooldown).",
         "`quantum-alloc status` shows the headroom: what comes next may be blocked.",
+    ),
+    Alert(
+        "Plans and permits", "BookNearlyFull", "warning", _used(is_own=False, by="job, gate"),
+        "1m", "Gate {{ $labels.gate }} is used up to {{ $value | humanizePercentage }}",
+        "80 % of `GOV_MAX_OPEN_POSITIONS` or of the total notional, or more, for a minute.",
+        "`quantum-alloc status` shows the headroom: opens may be blocked, closes pass.",
     ),
 )  # fmt: skip
 APPLY = (

@@ -167,10 +167,10 @@ def read(
 
 
 def _tell_inputs(m: Metrics, watch: Watch, seen: Seen, made: AllocationCycle) -> None:
-    now, portfolio = made.shared.now, made.shared.portfolio
+    now, portfolio, regime = made.shared.now, made.shared.portfolio, made.shared.regime
     looked: Counter[tuple[str, str]] = Counter()
     looked["portfolio", portfolio.state] += 1
-    looked["regime", made.shared.regime.state] += 1
+    looked["regime", regime.state] += 1
     looked["clusters", seen.clusters.state] += 1
     stresses: dict[str, Reading[float]] = {}
     for i in seen.inputs:
@@ -187,9 +187,11 @@ def _tell_inputs(m: Metrics, watch: Watch, seen: Seen, made: AllocationCycle) ->
         if state not in ("ok", "missing") and name != "proposal":
             source = {"clusters": "cluster", "drawdown": "portfolio"}.get(name, name)
             m.add("p29_stale_fallback_total", source, amount=n)
+    # NEUTRAL has no confidence of its own: it may stand for hours
+    is_neutral = isinstance(regime, Fresh) and regime.value.name == "NEUTRAL"
     values: Values = {
         "portfolio": value_of(portfolio),
-        "regime": value_of(made.shared.regime),
+        "regime": {} if is_neutral else value_of(regime),
         "budget": {i.symbol: i.budget_usd.value for i in seen.inputs if isinstance(i.budget_usd, Fresh)},
         "performance": {i.symbol: i.attribution.value for i in seen.inputs if isinstance(i.attribution, Fresh)},
         "proposal": {i.symbol: i.proposal.value for i in seen.inputs if isinstance(i.proposal, Fresh)},

@@ -465,7 +465,8 @@ def assemble(name: str, parts: Parts) -> tuple[AnyLoop, About]:
         unknown = MODE_VARIABLES.get(name) in parts.settings.unrecognised_modes
         m.set("quantum_alloc_mode_unrecognised", float(unknown))
     if not parts.own_server or runs(parts.clock):
-        loop.check = ServerCheck(parts.store, m, loop.cycle.mode, parts.tell)
+        check = ServerCheck(parts.store, m, loop.cycle.mode, parts.tell)
+        loop.check, loop.server_run_id = check, lambda: check.run_id
     return loop, {
         "version": __version__,
         "config": config,

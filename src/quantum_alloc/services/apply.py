@@ -362,6 +362,7 @@ class Applier:
         m.set("quantum_alloc_permits_waiting", waiting)
         m.set("quantum_alloc_permits_outstanding", c.outstanding)
         m.add("quantum_alloc_permit_events_odd_total", amount=seen.entries.odd)
+        m.add("quantum_alloc_executions_unreadable_total", amount=seen.entries.unreadable)
         m.add("quantum_alloc_permit_events_missed_total", amount=missed)
         for name, total in (
             ("quantum_alloc_fills_elsewhere_total", c.elsewhere),

@@ -86,6 +86,7 @@ class Entries:
         odd: PERMIT events of a time that has not come.
         events: how many entries of the stream of events there are here.
         added: how many it has ever had, where these are its last ones; None where that is not known.
+        unreadable: entries of the execution stream that are no fill.
     """
 
     issued: tuple[tuple[str, Known], ...] = ()
@@ -97,6 +98,7 @@ class Entries:
     odd: int = 0
     events: int = 0
     added: int | None = None
+    unreadable: int = 0
 
     def seen(self, before: int | None) -> tuple[int | None, int]:
         """How many events there had been by now, and how many of them were gone before they were read.
@@ -246,16 +248,18 @@ def entries_of(replies: Sequence[Reply], streams: Sequence[str], now_us: int, ad
     positions = {n: ids[-1] for n, page in zip(aw.STREAMS, pages, strict=True) if (ids := aw.ids_of(page))}
     told = [p for e in events if (p := aw.permit_event(e)) is not None]
     issued = tuple(p for p in told if p[1].until_us <= now_us + (aw.PERMIT_LIFE_S + AHEAD_S) * US)
+    of_fills = [f for e in fills if (f := aw.fill_of(e)) is not None]
     return Entries(
         issued,
         tuple(c for e in results if (c := aw.consumed_by(e)) is not None),
-        tuple(map(aw.fill_of, fills)),
+        tuple(of_fills),
         tuple(aw.transfer_usd(e) for e in transfers),
         positions,
         any(len(page) >= PAGE for page in pages),
         len(told) - len(issued),
         len(events),
         added if len(events) < PAGE else None,
+        len(fills) - len(of_fills),
     )
 
 

@@ -1,8 +1,8 @@
 """``quantum-alloc``: run services, the demo, status, configuration.
 
-Exit codes: 0 done; 1 red in ``status --inputs``, or a check that failed; 2 a mistake in the command; 65 candles that
-cannot be used; 69 Redis does not answer; 70 a check of the demo failed; 78 a mistake in the settings, or a port that is
-taken.
+Exit codes: 0 done; 1 a service that is not well in ``status``, red in ``status --inputs``, or a check that failed; 2 a
+mistake in the command; 65 candles that cannot be used; 69 Redis does not answer; 70 a check of the demo failed; 78 a
+mistake in the settings, or a port that is taken.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from quantum_alloc.services import (
     demo_view,
     drill,
     env_file,
+    governor_status,
     install,
     ledger_cli,
     logs,
@@ -149,12 +150,19 @@ def command_line() -> argparse.ArgumentParser:
     show_demo.add_argument("--format", choices=("table", "json"), default="table")
     show_demo.set_defaults(handler=_demo)
 
-    state = commands.add_parser("status", help="services, modes, ages of inputs, gates and windows, last cycle")
+    state = commands.add_parser(
+        "status",
+        help="services, modes, ages of inputs, gates and windows, last cycle",
+        description="Services, modes, ages of inputs, gates and windows, last cycle. Exit code 1 where a service that "
+        "the installation needs (those of quantum-alloc.target) is not reached or not ready, where feed, apply or desk "
+        "answers and is not ready, or where a service works on another Redis; 69 where Redis does not answer.",
+    )
     state.add_argument("--wide", action="store_true", help="tables as wide as they are, one line a row")
     state.add_argument(
         "--inputs",
         action="store_true",
-        help="which inputs and gates decide on real data; exit code 1 where one that counts is BLIND or off contract",
+        help="which inputs and gates decide on real data; exit code 1 also where one that counts is BLIND or off "
+        "contract",
     )
     state.add_argument("--format", choices=("table", "json"), default="table")
     state.set_defaults(handler=_status)
@@ -257,22 +265,23 @@ def _demo(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             if stop.is_set():
                 return DONE
             outcome = demo.drive(plan, environ, server, stop, view, begun=reading.clear)
-        where = ["Look further: the option --keep leaves it all running; README.md and docs/ explain each column."]
         report = []
         if args.report is not None:
             seed = ", ".join(plan.candles) or f"simulated, seed {plan.seed}"
             report = [f"Report: {args.report}, {demo_view.write_report(args.report, outcome, seed):.1f} MB"]
-        found: dict[str, Any] = {}
-        if args.keep is not None:
-            own = demo.environ_of(plan, environ, server.directory / "state")
-            left = _leave(args, own, settings.keys, server, outcome, stop)
-            if left is None:
-                return DONE
-            kept, (found, where) = True, left
+        own = demo.environ_of(plan, environ, server.directory / "state")
+        left = _leave(args, own, settings.keys, server, outcome, stop)
+        if left is None:
+            return DONE
+        found, where = left
         if args.format == "json":
-            print(show.as_json({**demo_view.as_dict(outcome), **found}))
+            print(show.as_json({**demo_view.as_dict(outcome), **found}), flush=True)
         else:
-            print(demo_view.targets(outcome.progress), demo_view.summary(outcome, [*where, *report]), sep="\n\n")
+            told = demo_view.targets(outcome.progress), demo_view.summary(outcome, [*where, *report])
+            print(*told, sep="\n\n", flush=True)
+        if found:  # and not before somebody could read how to reach it
+            server.leave()
+            kept = True
     finally:
         reading.clear()
         if not kept:
@@ -297,18 +306,20 @@ def _leave(
     outcome: demo.Outcome,
     stop: Event,
 ) -> tuple[dict[str, Any], list[str]] | None:
-    """Leave the server, and unless it is to be alone the services; what to tell, and None where a signal came."""
+    """Get ready what is to go on without us: what to tell of it, and None where a signal came."""
+    if args.keep is None:
+        return {}, ["Look further: the option --keep leaves it all running; README.md and docs/ explain each column."]
+    if not outcome.progress.bars:
+        return None
     if args.keep == "server":
         demo.keep(server)
-        pid = server.leave()
-        return {"url": server.url, "pid": pid}, demo_view.where_server(server, pid, outcome, keys)
+        return {"url": server.url, "pid": server.pid}, demo_view.where_server(server, outcome, keys)
     stop.clear()  # what has ended the run does not end what goes on
     goes_on = demo_keep.go_on(own, server, args.speed, outcome.progress, stop)
     if goes_on is None:
         return None
-    pid = server.leave()
-    found = {"url": server.url, "pid": pid, "services_pid": goes_on.pid, "env_file": str(goes_on.env_file)}
-    return found, demo_view.where_all(server, pid, goes_on, outcome.symbols[0])
+    found = {"url": server.url, "pid": server.pid, "services_pid": goes_on.pid, "env_file": str(goes_on.env_file)}
+    return found, demo_view.where_all(server, goes_on, outcome.symbols[0])
 
 
 def _stopped_by_signals() -> tuple[Event, Event]:
@@ -334,18 +345,32 @@ def _writable(path: Path) -> None:
 
 
 def _status_inputs(args: argparse.Namespace, settings: Settings, store: Store) -> int:
-    rows, trouble = status_inputs.gather(settings, store, status.clock_of(settings).now())
+    asked, _, _ = status.asked(settings, store)
+    elsewhere = [row["service"] for row in asked if row["state"] == status.ELSEWHERE]
+    now = status.clock_of(settings, asked).now()
+    rows, trouble, strange = status_inputs.gather(settings, store, now, elsewhere)
     store.close()
+    down = status.down(asked)
     if args.format == "json":
-        print(show.as_json({"inputs": rows, "summary": status_inputs.summary(rows), "trouble": trouble}))
+        told = {"inputs": rows, "summary": status_inputs.summary(rows), "down": down, "trouble": trouble or strange}
+        print(show.as_json(told))
     else:
         below = ("not_real", "contract")
         shown: Callable[..., str] = show.table if args.wide else partial(show.fitted, below=below)
         print(shown(rows, status_inputs.COLUMNS), "", show.wrapped(status_inputs.summary(rows)), sep="\n")
+    for text in (trouble, strange):
+        if text:
+            print(f"quantum-alloc: {text}", file=sys.stderr)
     if trouble:
-        print(f"quantum-alloc: {trouble}", file=sys.stderr)
         return NO_REDIS
-    return RED if status_inputs.is_red(rows) else DONE
+    return RED if _tells_down(down) or strange or status_inputs.is_red(rows) else DONE
+
+
+def _tells_down(down: Sequence[str]) -> bool:
+    """Tell which services are not well; True where there are any."""
+    if down:
+        print(f"quantum-alloc: not well: {', '.join(down)}", file=sys.stderr)
+    return bool(down)
 
 
 def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -379,6 +404,8 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
             print("", shown(found["windows"]) if found["windows"] else NO_PERMITS, sep="\n")
             if found["headroom"]:
                 print("", shown(found["headroom"][:HEADROOM_MOST]), sep="\n")
+                if note := governor_status.note(found["headroom"]):
+                    print(lines(note))
             account = found["account"]
             print("", shown([account]) if account else NO_ACCOUNT, sep="\n")
             if found["permits"]:
@@ -388,7 +415,7 @@ def _status(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if trouble:
         print(f"quantum-alloc: {trouble}", file=sys.stderr)
         return NO_REDIS
-    return DONE
+    return RED if _tells_down(found["down"]) else DONE
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:

@@ -4,7 +4,8 @@
     show [SERVICE...] [--format table|json]  every setting as it counts, with where it comes from; secrets masked
     docs settings|metrics|logs|keys|alerts   the reference pages, as Markdown
     example SERVICE                          an env file with every variable at its default, commented out
-    deploy DIR                               units, users, env files, rights and what watches them, at the defaults
+    deploy DIR                               units, users, env files, rights and what watches them, at the defaults;
+                                             Prometheus' jobs on the ports of the settings
     acl, redis                               the rights and the settings that the server needs; see ``acl_cli``
 
 Named services are checked as ``run`` with the same names would; without names, each by itself.
@@ -21,7 +22,7 @@ from typing import Any, TextIO
 from quantum_alloc.services import acl_cli, logs
 from quantum_alloc.services import show as view
 from quantum_alloc.services.env_file import parse_bytes
-from quantum_alloc.services.options import GROUPS, Settings, load
+from quantum_alloc.services.options import GROUPS, Settings, load, port_variables
 from quantum_alloc.services.settings import SettingsError, variables
 from quantum_alloc.services.settings_docs import example_file, settings_page
 from quantum_alloc.services.values import render
@@ -57,7 +58,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     four.add_argument("name", metavar="SERVICE", help=names)
     four.set_defaults(handler=example)
 
-    five = commands.add_parser("deploy", help="write units, env files, rights, alerts and dashboard into a directory")
+    five = commands.add_parser(
+        "deploy",
+        help="write units, env files, rights, alerts and dashboard into a directory",
+        description="Write units, env files, rights, alerts and dashboard into a directory, at the defaults. The jobs"
+        " of prometheus.yml have the ports of the settings: quantum-alloc --env-file FILE config deploy DIR.",
+    )
     five.add_argument("directory", type=Path, metavar="DIR")
     five.set_defaults(handler=deploy)
 
@@ -159,6 +165,7 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
     groups: dict[str, Any] = {"redis": settings.redis, "common": settings.common, **services}
     taken = {v.spec.env for options in services.values() for v in variables(type(options))}
     for name, options in groups.items():
+        ports = port_variables(options) if name in services and settings.common.port_offset else ()
         for v in variables(type(options)):
             if name == "common" and v.spec.env in taken:
                 continue  # the service's own row says what counts
@@ -170,7 +177,7 @@ def _rows(settings: Settings) -> Iterator[dict[str, Any]]:
                 "value": shown if isinstance(shown, int | float) or shown is None else render(shown),
                 "unit": v.spec.unit,
                 "default": render(v.spec.default),
-                "source": "environment" if v.spec.env in settings.given else "default",
+                "source": "environment" if v.spec.env in settings.given or v.spec.env in ports else "default",
             }
 
 
@@ -231,16 +238,19 @@ def deploy(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
 
     Args:
         args: ``directory``.
-        environ: not looked at.
+        environ: settings, of which the ports count for Prometheus' jobs.
 
     Returns:
         0, or 1 where a file cannot be written.
+
+    Raises:
+        SettingsError: the settings cannot be used, or two services have one port.
     """
-    del environ
+    settings = load(list(GROUPS), environ, strangers_pass=True)
     from quantum_alloc.services import alert_files, dashboard, install_files
 
     rights = {f"redis/{name}": text for name, text in acl_cli.files().items()}
-    rules = {f"prometheus/{name}": text for name, text in alert_files.files().items()}
+    rules = {f"prometheus/{name}": text for name, text in alert_files.files(settings).items()}
     views = {f"grafana/{name}": text for name, text in dashboard.files().items()}
     for name, text in {**install_files.copies(), **rights, **rules, **views}.items():
         path = args.directory / name

@@ -136,7 +136,7 @@ def dashboard(panels: Sequence[Panel] = PANELS) -> dict[str, Any]:
         "id": None,
         "uid": "quantum-alloc",
         "title": "Quantum allocation",
-        "description": "Efficiency, pressure, targets, verdicts, inputs, health. Made by: quantum-alloc config deploy",
+        "description": "Health, efficiency, pressure, targets, verdicts, inputs. Made by: quantum-alloc config deploy",
         "tags": ["quantum-alloc"],
         "schemaVersion": SCHEMA,
         "version": 1,

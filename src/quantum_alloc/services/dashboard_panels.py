@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quantum_alloc.core.headroom import WARNED
+
 Query = tuple[str, str]
 """PromQL, and the legend of its series."""
 Step = tuple[str, float | None]
@@ -51,10 +53,49 @@ class Panel:
     is_stacked: bool = False
 
 
-EFFICIENCY, PRESSURE, TARGETS = "Efficiency trends", "Capital pressure", "Targets by factor"
-VERDICTS, INPUTS, HEALTH = "Verdicts", "Inputs and vacuity", "Health"
+HEALTH, EFFICIENCY, PRESSURE = "Health", "Efficiency trends", "Capital pressure"
+TARGETS, VERDICTS, INPUTS = "Targets by factor", "Verdicts", "Inputs and vacuity"
 
 PANELS: tuple[Panel, ...] = (
+    Panel(
+        HEALTH, "Alerts", "How many alerts are firing.", "short",
+        (('count(ALERTS{alertname=~"QuantumAlloc.*", alertstate="firing"}) or vector(0)', "firing"),), kind="stat",
+        width=4, steps=ONE_IS_BAD,
+    ),
+    Panel(
+        HEALTH, "Reached", "1 for a service that answers Prometheus.", "short", ((f"up{IN}", BY_SERVICE),),
+        kind="state-timeline", width=10, steps=ONE_IS_GOOD,
+    ),
+    Panel(
+        HEALTH, "Ready", "1 for a service that reaches Redis and has finished a cycle.", "short",
+        ((f"quantum_alloc_ready{IN}", BY_SERVICE),), kind="state-timeline", width=10, steps=ONE_IS_GOOD,
+    ),
+    Panel(
+        HEALTH, "Long cycles", "99 of 100 cycles are shorter; from 2 s on an alert.", "s",
+        ((f"job:quantum_alloc_cycle_duration_seconds:p99_5m{IN}", BY_SERVICE),), low=0,
+        steps=(("green", None), ("red", 2)),
+    ),
+    Panel(
+        HEALTH, "Cycles a second", "By outcome: ok, nothing to write, given up for the store, an error.", "cps",
+        ((f"job:quantum_alloc_cycles:rate5m{IN}", "{{job}} {{outcome}}"),), low=0,
+    ),
+    Panel(
+        HEALTH, "Trouble with Redis in an hour", "Cycles given up for the store, by code.", "short",
+        ((f"sum by (job, code) (increase(quantum_alloc_store_errors_total{IN}[1h]))", "{{job}} {{code}}"),), low=0,
+        is_stacked=True,
+    ),
+    Panel(
+        HEALTH, "Log lines in an hour", "Warnings and errors.", "short",
+        ((f"sum by (job, level) (increase(quantum_alloc_log_lines_total{IN}[1h]))", "{{job}} {{level}}"),), low=0,
+    ),
+    Panel(
+        HEALTH, "Running for", "Since the service was started.", "s",
+        ((f"time() - quantum_alloc_start_timestamp_seconds{IN}", BY_SERVICE),), low=0,
+    ),
+    Panel(
+        HEALTH, "What runs", "Version and hash of the configuration of each service.", "short",
+        ((f"quantum_alloc_build_info{IN}", "{{job}} {{version}} {{config}}"),), kind="table",
+    ),
     Panel(
         EFFICIENCY, "Efficiency score", "How well each symbol's capital works (P3.1). From 0.65 on the pressure is to"
         " increase, up to 0.35 to decrease, by the average and with enough confidence.", "percentunit",
@@ -171,8 +212,10 @@ PANELS: tuple[Panel, ...] = (
           "{{gate}} {{outcome}}"),), kind="table", width=12,
     ),
     Panel(
-        VERDICTS, "Limits nearly used", "The ten limits with the least headroom; from 80 % on an alert.",
-        "percentunit", (("topk(10, max by (gate, symbol) (quantum_alloc_limit_used_ratio))", "{{gate}} {{symbol}}"),),
+        VERDICTS, "Limits nearly used", "The ten limits with the least headroom, of those that are not used up by each"
+        " permit; from 80 % on an alert.", "percentunit",
+        ((f'topk(10, max by (gate, symbol) (quantum_alloc_limit_used_ratio{{gate=~"{"|".join(WARNED)}"}}))',
+          "{{gate}} {{symbol}}"),),
         width=12, low=0, steps=(("green", None), ("orange", 0.8), ("red", 1)),
     ),
     Panel(
@@ -222,45 +265,6 @@ PANELS: tuple[Panel, ...] = (
         INPUTS, "Age of real data", "How long ago a gate or an input was last decided on real data.", "s",
         ((f"quantum_alloc_real_data_age_seconds{IN}", "{{job}} {{name}}"),), low=0,
         steps=(("green", None), ("red", 600)),
-    ),
-    Panel(
-        HEALTH, "Alerts", "How many alerts are firing.", "short",
-        (('count(ALERTS{alertname=~"QuantumAlloc.*", alertstate="firing"}) or vector(0)', "firing"),), kind="stat",
-        width=4, steps=ONE_IS_BAD,
-    ),
-    Panel(
-        HEALTH, "Reached", "1 for a service that answers Prometheus.", "short", ((f"up{IN}", BY_SERVICE),),
-        kind="state-timeline", width=10, steps=ONE_IS_GOOD,
-    ),
-    Panel(
-        HEALTH, "Ready", "1 for a service that reaches Redis and has finished a cycle.", "short",
-        ((f"quantum_alloc_ready{IN}", BY_SERVICE),), kind="state-timeline", width=10, steps=ONE_IS_GOOD,
-    ),
-    Panel(
-        HEALTH, "Long cycles", "99 of 100 cycles are shorter; from 2 s on an alert.", "s",
-        ((f"job:quantum_alloc_cycle_duration_seconds:p99_5m{IN}", BY_SERVICE),), low=0,
-        steps=(("green", None), ("red", 2)),
-    ),
-    Panel(
-        HEALTH, "Cycles a second", "By outcome: ok, nothing to write, given up for the store, an error.", "cps",
-        ((f"job:quantum_alloc_cycles:rate5m{IN}", "{{job}} {{outcome}}"),), low=0,
-    ),
-    Panel(
-        HEALTH, "Trouble with Redis in an hour", "Cycles given up for the store, by code.", "short",
-        ((f"sum by (job, code) (increase(quantum_alloc_store_errors_total{IN}[1h]))", "{{job}} {{code}}"),), low=0,
-        is_stacked=True,
-    ),
-    Panel(
-        HEALTH, "Log lines in an hour", "Warnings and errors.", "short",
-        ((f"sum by (job, level) (increase(quantum_alloc_log_lines_total{IN}[1h]))", "{{job}} {{level}}"),), low=0,
-    ),
-    Panel(
-        HEALTH, "Running for", "Since the service was started.", "s",
-        ((f"time() - quantum_alloc_start_timestamp_seconds{IN}", BY_SERVICE),), low=0,
-    ),
-    Panel(
-        HEALTH, "What runs", "Version and hash of the configuration of each service.", "short",
-        ((f"quantum_alloc_build_info{IN}", "{{job}} {{version}} {{config}}"),), kind="table",
     ),
 )  # fmt: skip
 """Every panel, in the order of the dashboard."""

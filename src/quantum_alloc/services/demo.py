@@ -45,7 +45,7 @@ from quantum_alloc.services.values import render
 NOT_FROM_OUTSIDE = (
     *(v.spec.env for v in variables(RedisOptions) if v.spec.env != "QA_HASH_TAG"),
     "METRICS_PORT", "QA_FEED_CANDLES", "QA_FEED_SEED", "QA_FEED_STRICT", "QA_FEED_SPEED", "QA_SYMBOLS", "NOTIFY_SOCKET",
-    "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY", "QA_PORT_OFFSET",
+    "STATE_DIRECTORY", "CLOCK", "GOV_CONSUMER", "GOV_DURABILITY",
     "GOV_SIGNING_KEY_FILE", "P31_RUN_ONCE", "P29_METRICS_PORT", "P30_METRICS_PORT", "P31_PORT", "P31_HEALTH_PORT",
 )  # fmt: skip
 OWN = {"CLOCK": "simulated", "GOV_CONSUMER": "demo", "GOV_DURABILITY": "none", "PAPER_BOOK": "1", "SHADOW_LANE": "1"}

@@ -38,7 +38,7 @@ READY_WITHIN_S = 60.0
 BARS_READ_PER_S = 500
 """So many bars are read again in a second at the least, until the place is found where the demo stopped."""
 OFFSETS = range(4_000, 23_000)
-"""Of ports, where the contract's are taken: below those that the kernel gives to outgoing connections."""
+"""Of ports, where those that come first are taken: below those that the kernel gives to outgoing connections."""
 NOT_HANDED_ON = KNOWN | {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM", "CREDENTIALS_DIRECTORY"}
 TRIES = 3
 
@@ -52,12 +52,14 @@ class Kept:
         env_file: the settings to reach them with.
         log_file: what they log.
         ended: True where the candles have ended.
+        port_offset: what was added to every port of the contract.
     """
 
     pid: int
     env_file: Path
     log_file: Path
     ended: bool
+    port_offset: int = 0
 
 
 def environ_of(own: Mapping[str, str], server: EmbeddedServer, speed: float | None) -> dict[str, str]:
@@ -81,17 +83,22 @@ def environ_of(own: Mapping[str, str], server: EmbeddedServer, speed: float | No
 
 
 def free_offset(settings: Settings) -> int:
-    """What to add to every port, so that all are free now; 0 where the contract's are.
+    """What to add to every port, so that all are free now: what the settings say, or 0, where those are free.
+
+    Args:
+        settings: of all services, whose own offset comes first.
 
     Raises:
         ServerError: there is nothing.
     """
-    ports = [port for options in settings.services.values() for port in port_variables(options).values()]
-    for offset in (0, *(secrets.choice(OFFSETS) for _ in range(100))):
+    own = settings.common.port_offset
+    ports = [port - own for options in settings.services.values() for port in port_variables(options).values()]
+    for offset in (own, *(secrets.choice(OFFSETS) for _ in range(100))):
         if all(_is_free(settings.common.metrics_host, port + offset) for port in ports):
             return offset
     raise ServerError(
-        "no ports are free for the services that are to go on: end what holds them, or take --keep=server"
+        f"no ports are free at {settings.common.metrics_host} (QA_METRICS_HOST) for the services that are to go on: "
+        "end what holds them, or take --keep=server"
     )
 
 
@@ -187,7 +194,8 @@ def start(onward: Onward, stop: Event) -> tuple[Kept | None, int]:
             _end(process)
     if told:
         pid, process.returncode = process.pid, 0  # not ours to wait for any more
-        return Kept(pid, env_file, log_file, bool(json.loads(told)["ended"])), 0
+        offset = int(onward.environ.get("QA_PORT_OFFSET") or 0)
+        return Kept(pid, env_file, log_file, bool(json.loads(told)["ended"]), offset), 0
     return None, process.returncode
 
 

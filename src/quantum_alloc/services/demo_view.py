@@ -250,31 +250,29 @@ def summary(outcome: Outcome, where: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def where_server(server: EmbeddedServer, pid: int, outcome: Outcome, keys: Keys) -> list[str]:
+def where_server(server: EmbeddedServer, outcome: Outcome, keys: Keys) -> list[str]:
     """How to look at a server that was left up with its records standing still.
 
     Args:
         server: of the demo.
-        pid: its process.
         outcome: of the demo.
         keys: its names.
     """
     symbol = outcome.symbols[0]
     return [
-        f"The server stays up: redis-cli -s {server.socket}   (end it with: kill {pid})",
+        f"The server stays up; end it with: kill {server.pid}",
         f"Try: redis-cli -s {server.socket} hgetall {keys.target(symbol)}",
-        f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   (T: the demo's clock)",
-        "     export STATE_DIRECTORY=$(mktemp -d)   (before you run a governor on it)",
-        f"     quantum-alloc explain {symbol}   (in the virtual environment: . .venv/bin/activate)",
+        f"     export REDIS_URL={server.url} T={int(outcome.progress.now)}   # T: the demo's clock",
+        "     export STATE_DIRECTORY=$(mktemp -d)   # before you run a governor on it",
+        f"     quantum-alloc explain {symbol}   # in the virtual environment: . .venv/bin/activate",
     ]
 
 
-def where_all(server: EmbeddedServer, pid: int, kept: Kept, symbol: str) -> list[str]:
+def where_all(server: EmbeddedServer, kept: Kept, symbol: str) -> list[str]:
     """How to look at services that go on.
 
     Args:
         server: of the demo.
-        pid: its process.
         kept: the services.
         symbol: to look at, for example.
     """
@@ -282,9 +280,10 @@ def where_all(server: EmbeddedServer, pid: int, kept: Kept, symbol: str) -> list
     ended = ["The candles have ended: prices grow old from now on, and the services hold back."] if kept.ended else []
     return [
         f"All services go on at the clock's pace; they log to {kept.log_file}",
+        "ports: the contract's" + (f" + {kept.port_offset}" if kept.port_offset else ""),
         *ended,
-        f"End them and their server with: kill {pid}   (the services alone: kill {kept.pid})",
-        f"Try: {with_settings} status   (in the virtual environment: . .venv/bin/activate)",
+        f"End them and their server with: kill {server.pid}   (the services alone: kill {kept.pid})",
+        f"Try: {with_settings} status   # in the virtual environment: . .venv/bin/activate",
         f"     {with_settings} prove all",
         f"     {with_settings} explain {symbol}",
         f"     redis-cli -s {server.socket}",

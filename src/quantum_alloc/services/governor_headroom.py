@@ -46,7 +46,7 @@ class Headroom:
             params: its limits.
             symbols_max: so many symbols are remembered.
         """
-        self._params, self._symbols_max = params, symbols_max
+        self._metrics, self._params, self._symbols_max = metrics, params, symbols_max
         self._of: dict[str, _Used] = {}
         self._all: dict[str, tuple[float, int]] = {}
         self._new: set[str] = set()
@@ -67,7 +67,7 @@ class Headroom:
         one = self._of.setdefault(symbol, _Used(now_us))
         one.at_us = now_us
         found = {gate: (share, now_us) for gate, share in of_checks(made.checks).items()}
-        one.shares.update(found)
+        one.shares = {**one.shares, **found}  # never changed in place: the gauge is read in another thread
         self._all.update({gate: told for gate, told in found.items() if WARNED.get(gate) is False})
         if use is not None:
             one.opens_us, one.closes_us, one.last_us = use.opens_us, use.closes_us, use.last_us
@@ -93,11 +93,14 @@ class Headroom:
         is_due = bool(self._short) and abs(now_us - self._looked_us) >= US
         if not self._new and not is_due:
             return
-        self._looked_us = now_us
-        looked = self._new | {symbol for _, symbol in self._short}
+        looked = set(self._new)
+        self._new.clear()
+        if is_due:
+            self._looked_us = now_us
+            looked |= {symbol for _, symbol in self._short}
         shares = {key: share for symbol in looked for key, share in self._warned(symbol, now_us)}
         short = frozenset(key for key, share in shares.items() if is_warned(share, key in self._short))
-        self._new.clear()
+        short |= {key for key in self._short if key[1] and key[1] not in looked}
         self._say(sorted(short - self._short), shares, is_short=True)
         self._say(sorted(self._short - short), shares, is_short=False)
         self._short = short
@@ -115,14 +118,14 @@ class Headroom:
         one = self._of.get(symbol)
         if one is None:
             return {}
-        young = {gate: share for gate, (share, at_us) in one.shares.items() if now_us - at_us < KEPT_S * US}
+        told = {gate: self._all.get(gate, share) for gate, share in one.shares.items()}
+        young = {gate: share for gate, (share, at_us) in told.items() if now_us - at_us < KEPT_S * US}
         return {**young, **of_windows(one.opens_us, one.closes_us, one.last_us, now_us, self._params)}
 
     def _gauge(self) -> dict[Labels, float]:
         now_us = self._now_us
-        return {
-            (gate, symbol): share for symbol in list(self._of) for gate, share in self._shares(symbol, now_us).items()
-        }
+        shown = [symbol for symbol in list(self._of) if self._metrics.shows(symbol)]
+        return {(gate, symbol): share for symbol in shown for gate, share in self._shares(symbol, now_us).items()}
 
     def _say(self, keys: list[tuple[str, str]], shares: Mapping[tuple[str, str], float], *, is_short: bool) -> None:
         """A line each, and not more an hour than people read."""

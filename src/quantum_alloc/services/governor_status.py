@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantum_alloc.adapters import governor_wire as gw
@@ -28,6 +28,26 @@ from quantum_alloc.core.limits import (
 from quantum_alloc.core.plan import Movement
 from quantum_alloc.core.reading import Fresh
 from quantum_alloc.services.options import GovernorOptions, Settings
+
+NEAR, OVER = "near", "over"
+"""How a limit is marked of which 80 % are used, and one of which more than all is."""
+DAILY = ("5", "5 without a price")
+EXEMPT = (
+    "Of gate 5: full closes, and every close in an emergency, are exempt from the daily limit and counted; so more "
+    "than all of it may be used."
+)
+
+
+def note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to know of rows of headroom; empty for nothing.
+
+    Args:
+        rows: as ``headroom`` gives them.
+
+    >>> note([{"gate": "5", "mark": "near"}]), note([{"gate": "5", "mark": "over"}])[:21]
+    ('', 'Of gate 5: full close')
+    """
+    return EXEMPT if any(row["gate"] in DAILY and row["mark"] == OVER for row in rows) else ""
 
 
 def gates(params: GovernorParams) -> list[dict[str, Any]]:
@@ -85,7 +105,7 @@ def windows(store: Store, settings: Settings, now: float) -> list[dict[str, Any]
     Args:
         store: where to look.
         settings: with the governor's.
-        now: unix seconds, for the search of symbols.
+        now: unix seconds: for the search of symbols, and the clock of a demo that was kept; else the server's counts.
 
     Raises:
         StoreError: Redis does not answer.
@@ -96,7 +116,7 @@ def windows(store: Store, settings: Settings, now: float) -> list[dict[str, Any]
     universe.whole = True
     names = universe.find(store, store.read(universe.query), now).names
     clock, *replies = store.read([("TIME",), *(("HGETALL", keys.ledger(s)) for s in names)])
-    now_us = time_us(clock) or round(now * US)
+    now_us = _now_us(clock, settings, now)
     rows = []
     for symbol, reply in zip(names, replies, strict=True):
         ledger = gw.ledger(reply)
@@ -107,8 +127,14 @@ def windows(store: Store, settings: Settings, now: float) -> list[dict[str, Any]
     return rows
 
 
+def _now_us(server_time: Reply, settings: Settings, now: float) -> int:
+    """The clock that the governor counts by, microseconds: the server's, or that of a demo that was kept."""
+    simulated = settings.of(GovernorOptions).clock == "simulated"
+    return round(now * US) if simulated else time_us(server_time) or round(now * US)
+
+
 def headroom(store: Store, settings: Settings, now: float) -> list[dict[str, Any]]:
-    """One row a limit that is used, the most used first: what is used, of how much, and a mark from 80 % on.
+    """One row a limit that is used, the most used first: what is used, of how much; near from 80 % on, over above it.
 
     Args:
         store: where to look.
@@ -123,8 +149,7 @@ def headroom(store: Store, settings: Settings, now: float) -> list[dict[str, Any
     universe.whole = True
     names = universe.find(store, store.read(universe.query), now).names
     clock, totals, raw_book = store.read([("TIME",), gw.TOTALS.query(keys.portfolio), ("HGETALL", keys.book)])
-    simulated = settings.of(GovernorOptions).clock == "simulated"
-    now_us = round(now * US) if simulated else time_us(clock) or round(now * US)
+    now_us = _now_us(clock, settings, now)
     all_of, book = wire.decode(gw.TOTALS, totals, now, PORTFOLIO_STALE_S), gw.book(raw_book).outstanding or ()
     waiting = Booked((one for one in book if one.until_us > now_us), {}).use("")
     rows = []
@@ -157,7 +182,7 @@ def _used(gate: str, symbol: str, observed: float, limit: float, share: float | 
     found = used(observed, limit) if share is None else share
     if found is None:
         return None
-    mark = "short" if is_warned(found, before=False) else ""
+    mark = OVER if found > 1.0 else NEAR if is_warned(found, before=False) else ""
     return {"gate": gate, "symbol": symbol, "used": found, "observed": observed, "limit": limit, "mark": mark}
 
 

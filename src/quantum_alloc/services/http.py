@@ -48,6 +48,7 @@ def describe(loop: Loop[Any, Any, Any], about: Mapping[str, str | float]) -> dic
         "last_line": loop.last_line,
         "nothing_written": loop.last_nothing,
         "last_error": loop.last_error,
+        "redis_run_id": loop.server_run_id(),
         **about,
     }
 

@@ -123,6 +123,7 @@ class Loop(Generic[S, Seen, Made]):
         self.finished_at = time.monotonic()
         self.on_finished: Callable[[], None] = lambda: None
         self.check: Callable[[bool], None] = lambda _after_trouble: None
+        self.server_run_id: Callable[[], str] = lambda: ""
         self._store = store
         self._clock = clock
         self._state = cycle.initial

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from quantum_alloc.adapters import codec
 from quantum_alloc.core.fields import Fields
 from quantum_alloc.core.record import differences
 from quantum_alloc.services.explain import UNREADABLE
 from quantum_alloc.services.proof_facts import TAIL
-from quantum_alloc.services.proof_records import HASH_OF, STREAMS_OF, empty
+from quantum_alloc.services.proof_records import HASH_OF, STREAMS_OF, empty, no_stream
 from quantum_alloc.services.proof_seen import Facts, Key
 from quantum_alloc.services.proof_services import Finding, without
 
@@ -55,7 +55,7 @@ def cycle_complete(f: Facts, _: str) -> list[Finding]:
             continue
         made = of[name]
         try:
-            skipped = json.loads(cycle["skipped"])
+            skipped = set(json.loads(cycle["skipped"]))
             targets, symbols = int(cycle["targets"]), int(cycle["symbols"])
         except UNREADABLE as error:
             found.append(Finding(name, False, f"its record cannot be read: {error!r}"))
@@ -64,9 +64,14 @@ def cycle_complete(f: Facts, _: str) -> list[Finding]:
         # the same clock and inputs have the same id: a cycle that was repeated has each decision twice
         twice = {made.count(s) for s in made}
         ok = len(set(made)) == targets and targets + len(skipped) == symbols
-        ok = ok and not set(made) & set(skipped) and len(twice) <= 1
+        ok = ok and not set(made) & skipped and len(twice) <= 1
         found.append(Finding(name, ok, told))
-    return found
+    return found or [empty(f, "cycles")]
+
+
+def _of_cycles(f: Facts) -> str:
+    """Which stream it is that no decision with its cycle was found in."""
+    return "cycles" if no_stream(f, "cycles") else "decisions"
 
 
 def _ms(at: str) -> int:
@@ -80,7 +85,7 @@ def recompute(f: Facts, group: str) -> list[Finding]:
     if group == "allocation":
         cycles = {c.get("cycle_id", ""): c for c in f.tail("cycles").texts}
         pairs = [(cycles[d["cycle_id"]], d) for d in f.tail("decisions").texts if d.get("cycle_id", "") in cycles]
-        found.append(_again("decisions", pairs[-DECISIONS:]) if pairs else empty(f, "decisions"))
+        found.append(_again("decisions", pairs[-DECISIONS:]) if pairs else empty(f, _of_cycles(f)))
     for name in ALONE[group]:
         records = [(e,) for e in f.tail(name).texts[-TAIL:] if _is_record(name, e)]
         found.append(_again(name, records) if records else empty(f, name))
@@ -119,22 +124,33 @@ def caps(f: Facts, _: str) -> list[Finding]:
         if not of[name]:
             continue
         try:
-            params, equity = json.loads(cycle["params"]), float(cycle["equity_usd"])
-            targets = {s: (d["cluster_id"], float(d["target_usd"])) for s, d in of[name].items()}
-            symbol_pct, cluster_pct = float(params["max_symbol_pct"]), float(params["max_cluster_pct"])
+            params, equity = json.loads(cycle["params"]), _number(cycle["equity_usd"])
+            targets = {s: (d["cluster_id"], _number(d["target_usd"])) for s, d in of[name].items()}
+            symbol_pct, cluster_pct = _number(params["max_symbol_pct"]), _number(params["max_cluster_pct"])
+            one, most, least = _greatest(targets.values(), equity)
         except UNREADABLE as error:
             found.append(Finding(name, False, f"its record cannot be read: {error!r}"))
             continue
-        sums = defaultdict[str, list[float]](list)
-        for group, usd in targets.values():
-            sums[group].append(usd)
-        one = max((usd for _, usd in targets.values()), default=0.0) / equity
-        most = max((math.fsum(usd) for usd in sums.values()), default=0.0) / equity
-        least = min((usd for _, usd in targets.values()), default=0.0)
-        ok = least >= 0.0 and one <= symbol_pct * (1.0 + EXACT) and most <= cluster_pct * (1.0 + EXACT)
+        ok = equity > 0.0 and least >= 0.0 and one <= symbol_pct * (1.0 + EXACT) and most <= cluster_pct * (1.0 + EXACT)
         told = f"greatest target {one:.1%} of equity, at most {symbol_pct:.0%}; greatest group {most:.1%}, at most "
         found.append(Finding(name, ok, f"{told}{cluster_pct:.0%}"))
-    return found or [empty(f, "decisions")]
+    return found or [empty(f, _of_cycles(f))]
+
+
+def _number(text: object) -> float:
+    value = float(str(text))
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number")
+    return value
+
+
+def _greatest(targets: Collection[tuple[str, float]], equity: float) -> tuple[float, float, float]:
+    """The greatest target and the greatest group as shares of equity, and the smallest target in USD."""
+    sums = defaultdict[str, list[float]](list)
+    for group, usd in targets:
+        sums[group].append(usd)
+    all_usd = [usd for _, usd in targets]
+    return max(all_usd) / equity, max(map(math.fsum, sums.values())) / equity, min(all_usd)
 
 
 def hashes_agree(f: Facts, group: str) -> list[Finding]:
@@ -175,7 +191,7 @@ def _lanes(f: Facts, service: str, stream: str) -> tuple[str, ...]:
         return ("", "shadow_")
     if f.mode_of(service, stream) == "enforce":
         return ("",)
-    return ("shadow_",) if f.settings.common.shadow_lane else ()
+    return ("shadow_",) if f.has_shadow_lane else ()
 
 
 def _differs(key: Key | None, records: Sequence[Mapping[str, bytes]], time: str, absent: str) -> str:

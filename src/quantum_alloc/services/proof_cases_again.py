@@ -13,10 +13,10 @@ from collections.abc import Callable
 from quantum_alloc.adapters.effects import HashSet
 from quantum_alloc.adapters.writes import stamp
 from quantum_alloc.services import inject
-from quantum_alloc.services.options import AllocationOptions, GovernorOptions
+from quantum_alloc.services.options import AllocationOptions, GovernorOptions, ProposerOptions
 from quantum_alloc.services.proof import Result
 from quantum_alloc.services.proof_bench import Bench, Lane
-from quantum_alloc.services.proof_cases_flow import SYMBOLS, executions, feed
+from quantum_alloc.services.proof_cases_flow import OWN, SYMBOLS, executions, feed
 from quantum_alloc.services.proof_cases_governor import events_of, pending, permit_of, plan, prepared
 from quantum_alloc.services.proof_judging import apart, judged
 from quantum_alloc.services.proof_service import Service
@@ -37,7 +37,7 @@ def _fed(bench: Bench, label: str, service: str) -> Lane:
             lane.target(symbol, 800.0)
         lane.put(*(inject.efficiency(lane.aged(), s, 0.8, 0.9) for s in SYMBOLS))
     elif service == "governor":
-        prepared(lane)
+        prepared(lane, held=True)
     else:
         feed(lane, service)
     if service == "allocation" and lane.settings.of(AllocationOptions).use_proposed:
@@ -45,6 +45,18 @@ def _fed(bench: Bench, label: str, service: str) -> Lane:
         when = stamp(lane.now, "ts_epoch")
         lane.put(*(HashSet(lane.keys.proposed(s), {**fields, **when}, 600) for s in SYMBOLS))
     return lane
+
+
+def _told(lane: Lane, service: str) -> list[dict[str, str]]:
+    """The records that a service has written in its own stream."""
+    proposes = service == "proposer"
+    return lane.entries(lane.settings.of(ProposerOptions).propose_stream if proposes else OWN[service][2](lane)[0])
+
+
+def _few(lane: Lane, service: str, due: int) -> list[str]:
+    """Fewer records than are due, or more: two lanes in which nothing is written are alike."""
+    n = len(_told(lane, service))
+    return [] if n == due else [f"{service} has written {n} records, due {due}"]
 
 
 def _applied(made: Service) -> float:
@@ -59,7 +71,7 @@ def _restart(bench: Bench, service: str) -> list[Result]:
     before = anew.dump()
     one.cycle()
     again = anew.once(service)
-    wrong = apart(through.dump(), anew.dump())
+    wrong = [*_few(anew, service, 2 * len(SYMBOLS)), *apart(through.dump(), anew.dump())]
     fine = "the same records, state and position as without one"
     if service in ("attribution", "efficiency"):
         due = float(executions(bench.lane(f"{check}-count")))
@@ -129,7 +141,8 @@ def governor_restart(bench: Bench) -> list[Result]:
 # ---- twice
 
 
-def _governed(lane: Lane) -> None:
+def _governed(lane: Lane) -> list[str]:
+    """Permit, block, and a plan that comes again; what is not as it should be, as of each of these."""
     lane.put(inject.efficiency(lane.aged(), A, 0.2, 0.9))
     plan(lane, "p1")
     lane.once("governor")
@@ -137,34 +150,42 @@ def _governed(lane: Lane) -> None:
     plan(lane, "p2")
     plan(lane, "p1")
     lane.once("governor")
+    told = [e.get("event", "") for p in ("p1", "p2") for e in events_of(lane, p)]
+    due = ["PERMIT", "REPLAY", "BLOCK", "P29_ALLOCATION_CAP_BLOCK"]
+    return [] if told == due else [f"the events are {told}, due {due}"]
 
 
-def _allocated(lane: Lane) -> None:
+def _allocated(lane: Lane) -> list[str]:
+    budgets = [lane.keys.budget(s) for s in SYMBOLS]
+    lane.ask(("DEL", *budgets))
     lane.once("budget")
+    wrong = [] if all(map(lane.hash, budgets)) else ["budget has written no budget"]
     lane.once("allocation")
+    return [*wrong, *_few(lane, "allocation", len(SYMBOLS))]
 
 
-def _measured(lane: Lane) -> None:
+def _measured(lane: Lane) -> list[str]:
     lane.once("attribution")
     for symbol in SYMBOLS:
         lane.target(symbol, 800.0)
     lane.once("efficiency")
+    return [text for service in ("attribution", "efficiency") for text in _few(lane, service, len(SYMBOLS))]
 
 
-def _proposed(lane: Lane) -> None:
+def _proposed(lane: Lane) -> list[str]:
     lane.once("proposer")
+    return _few(lane, "proposer", len(SYMBOLS))
 
 
-def _twice(bench: Bench, group: str, fed: str, run: Callable[[Lane], None]) -> list[Result]:
-    check = f"{group}-twice"
-    held = []
+def _twice(bench: Bench, group: str, fed: str, run: Callable[[Lane], list[str]]) -> list[Result]:
+    check, held, wrong = f"{group}-twice", [], []
     for name in ("a", "b"):
         lane = _fed(bench, f"{check}-{name}", fed)
-        run(lane)
+        wrong += run(lane)
         held.append(lane.dump())
     records = sum(len(content) for content in held[0].values() if isinstance(content, list))
     fine = f"{len(held[0])} keys and {records} entries, the same in both lanes"
-    return [judged((group, check, "the same inputs in two lanes"), apart(*held), fine)]
+    return [judged((group, check, "the same inputs in two lanes"), [*wrong, *apart(*held)], fine)]
 
 
 def allocation_twice(bench: Bench) -> list[Result]:

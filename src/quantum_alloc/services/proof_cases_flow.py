@@ -18,7 +18,7 @@ from quantum_alloc.services import inject
 from quantum_alloc.services.options import AllocationOptions, AttributionOptions, EfficiencyOptions
 from quantum_alloc.services.proof import Result
 from quantum_alloc.services.proof_bench import EQUITY_USD, PRICE_USD, Bench, Lane
-from quantum_alloc.services.proof_judging import differences, judged, lives
+from quantum_alloc.services.proof_judging import differences, judged, lives, same
 from quantum_alloc.services.proof_settings import A, B
 from quantum_alloc.services.settings import Mode
 
@@ -196,9 +196,10 @@ def enforced(bench: Bench, service: str) -> list[Result]:
     may = _allowed(lane, service, enforces=True)
     wrong = [f"{lane.plain(n)} is not among the rights of enforce" for n in sorted(written) if not may(n)]
     records, shown = _records(lane, service), _records(aside, service)
-    wrong += [] if len(records) == len(SYMBOLS) else [f"{len(records)} records, due {len(SYMBOLS)}"]
+    for mode, told in (("enforce", records), ("shadow", shown)):
+        wrong += [] if len(told) == len(SYMBOLS) else [f"{len(told)} records in {mode}, due {len(SYMBOLS)}"]
     for mine, other in zip(records, shown, strict=False):
-        wrong += differences({**other, "mode": "enforce"}, mine)
+        wrong += same({**other, "mode": "enforce"}, mine)
         wrong += differences({"mode": "shadow"}, other)
     for record in records:
         key = hash_of(lane.keys, record.get("symbol", ""))
@@ -232,7 +233,7 @@ def budget_modes(bench: Bench) -> list[Result]:
             wrong += differences({"mode": mode.value, "timestamp": str(int(lane.now))}, found[-1][symbol])
             wrong += lives(lane.life_s(lane.keys.budget(symbol)), BUDGET_TTL_S)
     for symbol in SYMBOLS:
-        wrong += differences({**found[0][symbol], "mode": "enforce"}, found[1][symbol])
+        wrong += same({**found[0][symbol], "mode": "enforce"}, found[1][symbol])
     fine = f"budgets of {', '.join(found[1][s].get('budget_usd', '') for s in SYMBOLS)} USD in both modes"
     return [judged(("allocation", "budget-modes", "the same cycle in both modes"), wrong, fine)]
 

@@ -83,7 +83,7 @@ def enforce(bench: Bench) -> list[Result]:
     """A plan beyond an enforced target is blocked: no permit, and everything that tells why."""
     lane = prepared(bench.lane("gate-enforce"), held=True)
     p = lane.settings.of(GovernorOptions).params()
-    lane.target(A, TARGET_USD)
+    lane.target(A, TARGET_USD, age_s=TARGET_STALE_S)  # the greatest age that counts
     plan(lane, "p1")
     made = lane.once("governor")
     observed = 2.0 * PRICE_USD if p.exposure_after else PRICE_USD

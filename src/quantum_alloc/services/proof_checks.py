@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from quantum_alloc.services import proof_agree as agree
 from quantum_alloc.services import proof_conduct as conduct
 from quantum_alloc.services import proof_inputs as inputs
+from quantum_alloc.services import proof_permits as permits
 from quantum_alloc.services import proof_records as records
 from quantum_alloc.services import proof_services as services
 from quantum_alloc.services.proof import GROUPS, Result
@@ -67,11 +68,11 @@ CHECKS: tuple[Check, ...] = (
     Check("budgets", ("allocation",), "each symbol has a fresh budget above 0", inputs.budgets),
     Check("cycle-complete", ("allocation",), "cycles have a decision for each target", agree.cycle_complete),
     Check("caps", ("allocation",), "targets and groups are within their share of equity", agree.caps),
-    Check("server", ("allocation", "governor"), "the server lacks nothing critical", inputs.server),
-    Check("kill-switch", ("governor",), "it is off and not latched", inputs.kill_off),
-    Check("plans-answered", ("governor",), "each plan to execute has its answer", inputs.plans_answered),
-    Check("permits", ("governor",), "permits and fills agree, each fill has a permit", inputs.permits_reconcile),
-    Check("ledger", ("governor",), "the OPS ledger's chain is whole", inputs.ledger),
+    Check("server", ("allocation", "governor"), "the server lacks nothing critical", permits.server),
+    Check("kill-switch", ("governor",), "it is off and not latched", permits.kill_off),
+    Check("plans-answered", ("governor",), "each plan to execute has its answer", permits.plans_answered),
+    Check("permits", ("governor",), "permits and fills agree, each fill has a permit", permits.permits_reconcile),
+    Check("ledger", ("governor",), "the OPS ledger's chain is whole", permits.ledger),
 )
 """In the order in which they are shown."""
 

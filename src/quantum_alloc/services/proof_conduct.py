@@ -6,11 +6,14 @@ from collections.abc import Mapping
 
 from quantum_alloc.core.reading import age_s
 from quantum_alloc.services.proof_pages import Page
+from quantum_alloc.services.proof_records import HASH_OF, why_empty
 from quantum_alloc.services.proof_seen import Facts
 from quantum_alloc.services.proof_services import Finding, here, without
+from quantum_alloc.services.units import UNITS
 
 OF_SHADOW: Mapping[str, str] = {"allocation": "target", "attribution": "attribution", "efficiency": "efficiency"}
 """Hashes that a service writes in enforce alone."""
+STREAM_OF = {service: stream for stream, (_, service, _) in HASH_OF.items()}
 CLEAN_S = 3600
 """An error is held against a service for so long, seconds."""
 
@@ -29,11 +32,20 @@ def clean_logs(f: Facts, group: str) -> list[Finding]:
         recent = age is not None and age <= CLEAN_S
         told = f"{errors:.0f} errors and {warnings:.0f} warnings since its start"
         if recent or new > 0:
-            told += f"; the last error {age} s ago: its log tells which" if age is not None else "; one just now"
+            again = "an hour after it" if age is None else f"in {max(0, CLEAN_S - age) + 1} s"
+            told += "; one just now" if age is None else f"; the last error {age} s ago"
+            told += f": {_where(f, b.service)}, and this passes again {again}"
         elif _lines(a, "WARNING") != warnings:
             told += "; a warning just now"
         found.append(Finding(b.service, not recent and new <= 0, told))
     return found
+
+
+def _where(f: Facts, service: str) -> str:
+    """What tells the lines of a service."""
+    if f.log:
+        return f"{f.log} tells which"
+    return f"`journalctl -u {UNITS[service].name} -p err` tells which" if service in UNITS else "its log tells which"
 
 
 def _lines(page: Page, level: str) -> float | None:
@@ -77,7 +89,10 @@ def shadow_writes_nothing(f: Facts, group: str) -> list[Finding]:
             continue
         after = {k.key: k.fields for k in f.named(name)}
         changed = sorted(k for k, fields in after.items() if f.before.get(k) != fields)
-        cycles = b.cycles - a.cycles
+        cycles, idle = b.cycles - a.cycles, why_empty(f, STREAM_OF[b.service])
+        if idle and not changed:
+            found.append(without(b.service, idle))
+            continue
         if changed:
             told = f"{changed[0]} was written, by it or by another program that writes the same keys"
         else:

@@ -24,8 +24,9 @@ from quantum_alloc.adapters.ops_ledger import OpsLedger
 from quantum_alloc.adapters.store import Store
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core.limits import US
+from quantum_alloc.services.demo_keep import ENV, LOG
 from quantum_alloc.services.options import Settings
-from quantum_alloc.services.proof_pages import Tell, pages, waited
+from quantum_alloc.services.proof_pages import Tell, ours, pages, waited
 from quantum_alloc.services.proof_seen import Facts, Key, Tail
 
 SYMBOLS = 200
@@ -145,17 +146,18 @@ class Reader:
     def _tail(self, name: str, key: str, most: int) -> Tail:
         ids: list[str] = []
         entries: list[Mapping[str, bytes]] = []
-        last, page = "+", PAGE
+        last, page, kind = "+", PAGE, "none"
         while len(ids) < most and page == PAGE:
             wanted = min(PAGE, most - len(ids))
-            reply = self._store.read([("XREVRANGE", key, last, "-", "COUNT", wanted)])[0]
+            reply, told = self._store.read([("XREVRANGE", key, last, "-", "COUNT", wanted), ("TYPE", key)])
+            kind = told.decode() if isinstance(told, bytes) else "none"
             rows = reply if isinstance(reply, list) else []
             for row in rows:
                 if isinstance(row, list) and isinstance(row[0], bytes):
                     ids.append(row[0].decode())
                     entries.append(wire.entry_fields(row) or {})
             last, page = f"({ids[-1]}" if ids else "+", len(rows)
-        return Tail(name, key, tuple(ids[::-1]), tuple(entries[::-1]), whole=len(ids) < most)
+        return Tail(name, key, tuple(ids[::-1]), tuple(entries[::-1]), whole=len(ids) < most, kind=kind)
 
     def clusters(self) -> wire.ClusterMap:
         """The cluster map.
@@ -175,6 +177,12 @@ def _ledger(settings: Settings, store: Store) -> tuple[tuple[str, ...] | None, i
         return tuple(ledger.verify()), len(ledger.entries())
     except (LedgerError, OSError) as error:
         return (str(error),), 0
+
+
+def _log(settings: Settings) -> str:
+    """The file that the services of a kept demo log into; empty where the settings are not those of one."""
+    directory = settings.common.state_directory.parent
+    return str(directory / LOG) if (directory / ENV).is_file() and (directory / LOG).is_file() else ""
 
 
 def facts(
@@ -233,10 +241,14 @@ def stored(settings: Settings, store: Store, looked: Facts, most: int = SYMBOLS)
         ]
     )
     server_now = (gw.time_us(clock) or 0) / US - (time.time() - now)
-    lacks = server_check.judge(server_check.read_facts(store), guards=False).lacks
+    server, at = server_check.read_facts(store), time.time()
+    lacks = server_check.judge(server, guards=False).lacks
     findings, held = _ledger(settings, store)
     return replace(
         looked,
+        first=ours(looked.first, server, at),
+        second=ours(looked.second, server, at),
+        log=_log(settings),
         now=now,
         server_now=server_now,
         symbols=reader.symbols,

@@ -1,4 +1,4 @@
-"""What must hold of what services act upon: inputs fresh, budgets there, plans answered, permits and fills agree.
+"""What must hold of what services act upon: inputs fresh, budgets there.
 
 Which inputs there must be is read off the installation: a hash that only enforce writes is looked for where its writer
 says that it enforces, in the shadow lane where that is on, and nowhere else.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantum_alloc.adapters import codec, wire
+from quantum_alloc.adapters.registry import Kind
 from quantum_alloc.services.options import (
     AllocationOptions,
     BudgetOptions,
@@ -19,6 +20,8 @@ from quantum_alloc.services.options import (
     ProposerOptions,
     Settings,
 )
+from quantum_alloc.services.proof_records import no_stream, too_early
+from quantum_alloc.services.proof_said import is_a
 from quantum_alloc.services.proof_seen import Facts, Key, Tail
 from quantum_alloc.services.proof_services import Finding, without
 
@@ -41,9 +44,6 @@ BY_NATURE: Mapping[str, tuple[str, str]] = {
     "budget": ("budget", "no budget is there"),
 }
 """What must be there whatever the modes are: who has to do with it, and what it means that it is not."""
-ANSWER_S = 5.0
-CRITICAL = ("noeviction", "settings")
-"""What a server must not lack for a service that enforces; the rest is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,9 @@ def _judged(f: Facts, name: str, there: Mapping[str, Key], due: Sequence[str]) -
     missing = [s for s in due if s not in there]
     bad, oldest = "", 0
     for key in there.values():
+        if key.kind != Kind.HASH.value:
+            bad = bad or f"{key.key} {is_a(key.kind, Kind.HASH.value)}"
+            continue
         state, age = _state(f, name, key.fields)
         oldest = max(oldest, age or 0)
         if state != "fresh":
@@ -98,8 +101,15 @@ def _judged(f: Facts, name: str, there: Mapping[str, Key], due: Sequence[str]) -
 
 
 def inputs_fresh(f: Facts, group: str) -> list[Finding]:
-    """Each input that this installation has is there, can be read, and is not too old."""
-    return [_input(f, name) for name in INPUTS_OF[group]]
+    """Each input that this installation has is there, can be read, and is not too old; there is a market at all."""
+    return [_market(f), *(_input(f, name) for name in INPUTS_OF[group])]
+
+
+def _market(f: Facts) -> Finding:
+    """Whether anything is there to decide about: services that have nothing to do prove nothing."""
+    of = {k.of for name in ("market", "position") for k in f.named(name)}
+    told = f"{len(of)} symbols have a market or a position" if of else "no symbol has a market or a position"
+    return Finding("symbols", bool(of), told)
 
 
 def _input(f: Facts, name: str) -> Finding:
@@ -120,22 +130,28 @@ def _input(f: Facts, name: str) -> Finding:
 
 
 def _regime(f: Facts) -> Finding:
-    tail, page = f.tail("regimes"), f.second["regime"]
-    why = str(page.health.get("nothing_written") or "")
+    tail, why = f.tail("regimes"), too_early(f, "regime")
+    if other := no_stream(f, "regimes"):
+        return Finding("regime", False, other)
     if not tail.entries:
-        return (
-            without("regime", f"the service says: {why}") if why else Finding("regime", False, "nothing is on record")
-        )
+        return without("regime", why) if why else Finding("regime", False, _none_of(f, "regime"))
     state, age = _state(f, "regime", tail.entries[-1])
     told = f"the newest is {state}, {'of no time' if age is None else f'{age} s old'}"
     return Finding("regime", state == "fresh", told)
 
 
+def _none_of(f: Facts, service: str) -> str:
+    """What is told where a service should have written and has not."""
+    why = str(f.second[service].health.get("nothing_written") or "")
+    return "there is none" + (f": the service says {why}" if why else "")
+
+
 def _clusters(f: Facts, name: str) -> Finding:
-    page = f.second["clusters"]
-    why = str(page.health.get("nothing_written") or "")
-    if f.clusters.state == "missing" and why:
-        return without(name, f"the service says: {why}")
+    why = too_early(f, "clusters")
+    if other := next((k for k in f.named("clusters") if k.kind != Kind.HASH.value), None):
+        return Finding(name, False, f"{other.key} {is_a(other.kind, Kind.HASH.value)}")
+    if f.clusters.state == "missing":
+        return without(name, why) if why else Finding(name, False, _none_of(f, "clusters"))
     if name == "clusters":
         told = f"{len(f.clusters.ids)} clusters of {len(f.clusters.of)} symbols"
         return Finding(
@@ -149,9 +165,11 @@ def _clusters(f: Facts, name: str) -> Finding:
 def _in_lane(f: Facts, name: str) -> Finding:
     service, stream = WRITTEN_IN_ENFORCE[name]
     enforces = f.mode_of(service, stream) == "enforce"
-    if not enforces and not f.settings.common.shadow_lane:
+    if not enforces and not f.has_shadow_lane:
         return without(name, f"{service} does not enforce, and SHADOW_LANE is off: there is none")
     prefix = "" if enforces else "shadow_"
+    if other := no_stream(f, stream):
+        return Finding(name, False, other)
     newest = _newest(f.tail(stream))
     if not newest:
         page = f.second[service]
@@ -169,7 +187,11 @@ def _newest(tail: Tail) -> list[str]:
 def budgets(f: Facts, _: str) -> list[Finding]:
     """Each symbol of the universe has a fresh budget above 0."""
     there = {k.of: k for k in f.named("budget")}
-    none = [s for s, k in there.items() if not (codec.number(k.fields.get("budget_usd", b"")) or 0.0) > 0.0]
+    none = [
+        s
+        for s, k in there.items()
+        if k.kind == Kind.HASH.value and not (codec.number(k.fields.get("budget_usd", b"")) or 0.0) > 0.0
+    ]
     found = _judged(f, "budget", there, f.symbols)
     more = "" if f.universe == len(f.symbols) else f"; looked at {len(f.symbols)} of {f.universe} symbols"
     if not f.symbols:
@@ -177,89 +199,3 @@ def budgets(f: Facts, _: str) -> list[Finding]:
     if found.ok and none:
         return [Finding("budget", False, f"{none[0]} has a budget of nothing")]
     return [Finding("budget", found.ok, found.detail + more)]
-
-
-def plans_answered(f: Facts, _: str) -> list[Finding]:
-    """Each of the newest plans to execute has an answer, 5 s after it came."""
-    tail = f.tail("plans")
-    told = {e.get("plan_id", "") for e in f.tail("events").texts} | {k.of for k in f.named("tombstone")}
-    told |= {e.get("plan_id", "") for e in f.tail("dead_plans").texts}
-    looked, open_ = 0, []
-    for at, plan in list(zip(tail.ids, tail.texts, strict=True))[-60:]:
-        age = f.server_now - int(at.partition("-")[0]) / 1e3
-        name = plan.get("plan_id", "")
-        if plan.get("decision") != "EXECUTE" or codec.word(name.encode()) is None:
-            continue
-        if name not in told and age < ANSWER_S:
-            continue  # it may be answered yet
-        looked += 1
-        if name not in told:
-            open_.append(f"{name} of {plan.get('symbol', '')} has had no answer for {age:.0f} s")
-    if not looked:
-        return [without("plans", "no plan to execute has come, or none that could have an answer yet")]
-    return [Finding("plans", not open_, open_[0] if open_ else f"{looked} plans, each with its answer")]
-
-
-def permits_reconcile(f: Facts, _: str) -> list[Finding]:
-    """Permits and fills of the paper account agree, and each fill that is read has a permit of its own."""
-    page, account = f.second["apply"], f.loaded.account
-    if f.loaded.trouble:
-        return [Finding("account", False, f"it cannot be read: {f.loaded.trouble}")]
-    if account is None:
-        if page.is_here:
-            return [Finding("account", False, "the service apply runs and has opened none")]
-        return [without("account", "there is no paper account: the service apply does not run here")]
-    c = account.permits.counts
-    still = sum(k.is_outstanding for k in account.permits.permits.values())
-    told = f"{c.issued} permits = {c.consumed} consumed + {c.expired} expired + {c.outstanding} outstanding"
-    if c.is_wrong:
-        told = f"fills: {c.without_permit} without a permit, {c.above_permit} above, {c.elsewhere} not in the account"
-    elif c.outstanding != still:
-        told += f", of which the account holds {still}"
-    return [Finding("account", not c.is_wrong and c.outstanding == still, told), _fills(f)]
-
-
-def _fills(f: Facts) -> Finding:
-    events, fills = f.tail("events"), f.tail("executions")
-    issued = {e.get("plan_id", "") for e in events.texts if e.get("event") == "PERMIT"}
-    first = _id(events.ids[0]) if events.ids and not events.whole else (0, 0)
-    seen: set[str] = set()
-    wrong, looked = "", 0
-    for at, fill in zip(fills.ids, fills.texts, strict=True):
-        plan = fill.get("plan_id", "")
-        # a permit lives 60 s: of a fill soon after the first event that was read it may be beyond
-        if not plan or _id(at)[0] < first[0] + 61_000:
-            continue
-        looked += 1
-        if plan in seen or plan not in issued:
-            wrong = wrong or f"{plan}: {'a second fill of its permit' if plan in seen else 'no permit'}"
-        seen.add(plan)
-    if not looked:
-        return without("fills", "no fill is as new as the events that were read")
-    return Finding("fills", not wrong, wrong or f"{looked} fills, each with a permit of its own")
-
-
-def _id(text: str) -> tuple[int, int]:
-    ms, _, n = text.partition("-")
-    return int(ms), int(n or 0)
-
-
-def kill_off(f: Facts, _: str) -> list[Finding]:
-    """The kill switch is off, and not latched."""
-    told = f"it says {f.kill}" + (", latched: `quantum-alloc rearm` when the reason is gone" if f.latched else "")
-    return [Finding("kill switch", f.kill == "OFF" and not f.latched, told)]
-
-
-def server(f: Facts, _: str) -> list[Finding]:
-    """The server lacks nothing that a service in enforce refuses to run without."""
-    worst = [f.lacks[name] for name in CRITICAL if name in f.lacks]
-    told = f"lacks {', '.join(f.lacks)}: no service refuses for that" if f.lacks else "it lacks nothing"
-    return [Finding("Redis", not worst, worst[0] if worst else told)]
-
-
-def ledger(f: Facts, _: str) -> list[Finding]:
-    """The chain of the OPS ledger is whole, and Redis knows the same head."""
-    if f.ledger is None:
-        return [without("OPS ledger", f"there is none in {f.settings.common.state_directory}")]
-    told = f.ledger[0] if f.ledger else f"{f.ledger_entries} entries, chained"
-    return [Finding("OPS ledger", not f.ledger, told)]

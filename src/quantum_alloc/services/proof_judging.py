@@ -25,6 +25,19 @@ def differences(due: Mapping[str, object], found: Mapping[str, Any]) -> list[str
     return [f"{n} is {found.get(n)!r}, due {v!r}" for n, v in due.items() if not _same(v, found.get(n))]
 
 
+def same(due: Mapping[str, object], found: Mapping[str, Any]) -> list[str]:
+    """What is not as it should be, a clause each; nothing else may be there.
+
+    Args:
+        due: names and values.
+        found: names and values.
+
+    >>> same({"a": "1"}, {"a": "1", "b": "2"})
+    ['b is there, and not due']
+    """
+    return [*differences(due, found), *(f"{name} is there, and not due" for name in sorted(found.keys() - due.keys()))]
+
+
 def _same(due: object, found: object) -> bool:
     if not isinstance(due, float) or isinstance(found, bool):
         return due == found and isinstance(due, bool) == isinstance(found, bool)

@@ -4,13 +4,15 @@
     run_cases(settings, store, groups, id)      works those of some groups, and leaves no key behind
 
 Every key of a proof begins with ``quantum:proof:ID:``; the connection refuses any other before it is sent, so nothing
-of the live lane is read or written. Afterwards, also after an error or Ctrl-C, every key is deleted. A proof that is
-killed outright leaves keys that expire, and the next proof deletes them.
+of the live lane is read or written. Afterwards, also after an error, Ctrl-C or SIGTERM, every key is deleted. A proof
+that is killed outright leaves keys that expire, and the next proof deletes them.
 """
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +142,24 @@ def _quiet() -> Iterator[None]:
         log.handlers, log.propagate = handlers, passes_on
 
 
+def _end(number: int, _: object) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """What would end the process on the spot ends it as Ctrl-C does; what is ignored (nohup) stays so."""
+    is_main = threading.current_thread() is threading.main_thread()
+    ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if is_main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _worked(check: str, case: Case, bench: Bench) -> list[Result]:
     try:
         return case.work(bench)
@@ -168,15 +188,16 @@ def run_cases(settings: Settings, store: Store, groups: Sequence[str], proof_id:
     keys = Keys(tag=settings.redis.hash_tag, proof=proof_id)
     lane_store = cast(LaneStore, app.open_store(settings, partial(LaneStore, keys.root)))
     out: list[Result] = []
-    try:
-        sweep(store, settings.keys)
-        lease(store, keys)
-        with TemporaryDirectory(prefix="qa-proof-") as directory, _quiet():
-            bench = Bench(settings, lane_store, proof_id, Path(directory))
-            for check, case in CASES.items():
-                if case.group in groups:
-                    out += _worked(check, case, bench)
-    finally:
-        lane_store.close()
-        remove(store, found(store, all_of(keys)))
+    with _ending_in_order():
+        try:
+            sweep(store, settings.keys)
+            lease(store, keys)
+            with TemporaryDirectory(prefix="qa-proof-") as directory, _quiet():
+                bench = Bench(settings, lane_store, proof_id, Path(directory))
+                for check, case in CASES.items():
+                    if case.group in groups:
+                        out += _worked(check, case, bench)
+        finally:
+            lane_store.close()
+            remove(store, found(store, all_of(keys)))
     return out

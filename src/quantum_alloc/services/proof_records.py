@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantum_alloc.adapters import codec
-from quantum_alloc.adapters.registry import RECORDS, fields_in, violations
+from quantum_alloc.adapters.registry import RECORDS, Kind, fields_in
 from quantum_alloc.core.reading import age_s
 from quantum_alloc.services.proof_facts import TAIL
 from quantum_alloc.services.proof_pages import WAIT_INTERVALS, WAIT_MORE_S
+from quantum_alloc.services.proof_said import other_kind, wrong_in
 from quantum_alloc.services.proof_seen import Facts, Tail
 from quantum_alloc.services.proof_services import Finding, without
 from quantum_alloc.services.settings import variables
@@ -48,6 +49,8 @@ WRITER: Mapping[str, tuple[str, str]] = {
 }
 """Streams with an entry a cycle: who writes them, and the metric that counts its entries. ``says`` stands for a service
 that tells why it writes nothing; without either there must be entries."""
+TOO_EARLY = ("too_few_bars", "no_correlations")
+"""What a service says while its market is too young for it; bars that do not come, or stand still, are a fault."""
 HASH_OF: Mapping[str, tuple[str, str, str]] = {
     "decisions": ("target", "allocation", "timestamp"),
     "attributions": ("attribution", "attribution", "ts_utc"),
@@ -81,8 +84,24 @@ def _tails(f: Facts, name: str) -> list[Tail]:
     return [t for n, t in f.tails.items() if n.startswith("bars:")]
 
 
-def _why_empty(f: Facts, name: str) -> str | None:
-    """Why nothing may be in a stream; None where something must be."""
+def too_early(f: Facts, service: str) -> str | None:
+    """Why a service cannot write yet; None where it should.
+
+    Args:
+        f: what was read.
+        service: its CLI name.
+    """
+    why = f.second[service].health.get("nothing_written")
+    return f"the service says: {why}" if why in TOO_EARLY else None
+
+
+def why_empty(f: Facts, name: str) -> str | None:
+    """Why nothing may be in a stream; None where something must be.
+
+    Args:
+        f: what was read.
+        name: of the stream.
+    """
     if name not in WRITER:
         return "nothing has come yet"
     service, metric = WRITER[name]
@@ -90,7 +109,7 @@ def _why_empty(f: Facts, name: str) -> str | None:
     if not page.is_here:
         return None
     if metric == "says":
-        return str(page.health.get("nothing_written") or "") or None
+        return too_early(f, service)
     if metric and not page.sum(metric):
         return f"{service} has had nothing to decide: {metric} is 0"
     return None
@@ -103,8 +122,21 @@ def empty(f: Facts, name: str) -> Finding:
         f: what was read.
         name: of the stream.
     """
-    why = _why_empty(f, name)
+    why, other = why_empty(f, name), no_stream(f, name)
+    if other:
+        return Finding(name, False, other)
     return Finding(name, False, "nothing is in the stream") if why is None else without(name, why)
+
+
+def no_stream(f: Facts, name: str) -> str:
+    """That what should be a stream is none; empty where it is one, or is not there.
+
+    Args:
+        f: what was read.
+        name: of the stream.
+    """
+    other = next((t for t in _tails(f, name) if t.kind not in (Kind.STREAM.value, "none")), None)
+    return f"{other.key} {other_kind(name, other.kind, Kind.STREAM.value)}" if other else ""
 
 
 def streams(f: Facts, group: str) -> list[Finding]:
@@ -112,6 +144,9 @@ def streams(f: Facts, group: str) -> list[Finding]:
     found = []
     for name in STREAMS_OF[group]:
         tails = [t for t in _tails(f, name) if t.entries]
+        if other := no_stream(f, name):
+            found.append(Finding(name, False, other))
+            continue
         if not tails:
             found.append(empty(f, name))
             continue
@@ -119,7 +154,7 @@ def streams(f: Facts, group: str) -> list[Finding]:
         for tail in tails:
             for at, entry in list(zip(tail.ids, tail.entries, strict=True))[-TAIL:]:
                 looked += 1
-                told = violations(RECORDS[name], entry)
+                told = wrong_in(RECORDS[name], entry)
                 wrong = wrong or (f"{tail.key} {at}: {'; '.join(told[:3])}" if told else "")
         found.append(Finding(name, not wrong, wrong or f"{looked} entries"))
     return found
@@ -132,7 +167,7 @@ def streams_moving(f: Facts, group: str) -> list[Finding]:
         if name not in STREAMS_OF[group]:
             continue
         tail, page = f.tail(name), f.second[service]
-        why = _why_empty(f, name)
+        why = why_empty(f, name)
         if why is not None or not tail.entries:
             found.append(empty(f, name))
             continue
@@ -154,11 +189,11 @@ def keys(f: Facts, group: str) -> list[Finding]:
         wrong = ""
         for key in there:
             if key.kind != record.kind.value:
-                told = [f"is a {key.kind}, not a {record.kind.value}"]
+                told = [other_kind(name, key.kind, record.kind.value)]
             elif key.kind == "hash":
-                told = violations(record, key.fields)
+                told = wrong_in(record, key.fields)
             elif key.kind == "string":
-                told = violations(record, fields_in(record, key.text))
+                told = wrong_in(record, fields_in(record, key.text))
             else:
                 told = []
             wrong = wrong or (f"{key.key} {'; '.join(told[:3])}" if told else "")
@@ -184,9 +219,9 @@ def ttl(f: Facts, group: str) -> list[Finding]:
         there = f.named(name)
         if not there:
             continue
-        most = _expiry_s(f, name)
-        bad = [k for k in there if (k.ttl_s != -1 if most is None else not 0 <= k.ttl_s <= most)]
-        due = "none is due" if most is None else f"at most {most:,} s are due"
+        most, grows = _expiry_s(f, name), RECORDS[name].ttl_grows
+        bad = [k for k in there if (k.ttl_s != -1 if most is None else k.ttl_s < 0 or (k.ttl_s > most and not grows))]
+        due = "none is due" if most is None else "one is due" if grows else f"at most {most:,} s are due"
         if bad:
             told = "no expiry" if bad[0].ttl_s == -1 else f"{bad[0].ttl_s:,} s"
             found.append(Finding(name, False, f"{bad[0].key} has {told}: {due}"))

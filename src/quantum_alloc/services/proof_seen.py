@@ -43,6 +43,7 @@ class Tail:
         ids: of the entries, in order.
         entries: their fields, in order.
         whole: whether nothing is older.
+        kind: of the key; none where there is none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Tail:
     ids: tuple[str, ...] = ()
     entries: tuple[Mapping[str, bytes], ...] = ()
     whole: bool = True
+    kind: str = "none"
 
     @property
     def texts(self) -> list[dict[str, str]]:
@@ -79,6 +81,7 @@ class Facts:
         latched: whether it is latched.
         ledger: what is wrong with the OPS ledger; None where there is none here.
         ledger_entries: how many it holds.
+        log: file of a kept demo that its services log into; empty for none.
     """
 
     settings: Settings
@@ -98,6 +101,7 @@ class Facts:
     latched: bool = False
     ledger: tuple[str, ...] | None = None
     ledger_entries: int = 0
+    log: str = ""
 
     @property
     def offset_s(self) -> float:
@@ -108,6 +112,11 @@ class Facts:
     def clock(self) -> float:
         """The services' clock when Redis was read."""
         return self.now + self.offset_s
+
+    @property
+    def has_shadow_lane(self) -> bool:
+        """Whether the shadow lane is written: by the settings, or since keys of it stand."""
+        return self.settings.common.shadow_lane or any(k.name.startswith("shadow_") for k in self.keys)
 
     def mode_of(self, service: str, stream: str) -> str:
         """The mode of a service: what it says, else what its newest record says.

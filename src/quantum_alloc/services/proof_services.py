@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from quantum_alloc import __version__
 from quantum_alloc.adapters import metrics
 from quantum_alloc.services.options import GovernorOptions
-from quantum_alloc.services.proof_pages import BY_EVENT, Page
+from quantum_alloc.services.proof_pages import BY_EVENT, ELSEWHERE, NOBODY, Page
+from quantum_alloc.services.proof_said import moved_by
 from quantum_alloc.services.proof_seen import Facts
 
 REQUIRED: Mapping[str, tuple[str, ...]] = {
@@ -88,14 +89,16 @@ def up(f: Facts, group: str) -> list[Finding]:
         optional = name in WHERE_RUN.get(group, ())
         if a.is_here and b.is_here:
             found.append(Finding(name, True, f"answers on port {b.port}, {b.cycles} cycles"))
-        elif optional and not a.is_here and not b.is_here and not (a.health or b.health):
+        elif optional and a.why == b.why == NOBODY:
             found.append(without(name, f"it does not run here: nothing of it answers on port {b.port}"))
+        elif ELSEWHERE in (a.why, b.why):
+            way = "give it and `prove` the same server"
+            found.append(Finding(name, False, f"the service on port {b.port} {ELSEWHERE}: {way}"))
         elif a.is_here or b.is_here:
             found.append(Finding(name, False, f"it answered on port {b.port} in one look of two"))
         else:
-            other = b.health.get("service")
-            who = f"{other} answers" if other else "another program answers" if b.status else "nothing answers"
-            found.append(Finding(name, False, f"{who} on port {b.port}: start it, or say where it listens"))
+            way = f"start it, or give `prove` the settings that move its port: {moved_by(f.settings.services[name])}"
+            found.append(Finding(name, False, f"{b.why} on port {b.port}: {way}"))
     return found
 
 
@@ -156,13 +159,15 @@ def one_clock(f: Facts, group: str) -> list[Finding]:
         by = b.offset_s - f.offset_s
         at = b.health.get("last_cycle_at")
         age = float(b.health.get("loop_age_s") or 0.0)
-        ahead = 0.0 if not isinstance(at, int | float) else float(at) - (b.asked + b.offset_s)
+        ahead = float(at or 0.0) - (b.asked + b.offset_s)
         behind = max(0.0, -ahead - age - CLOCK_S - EARLIER_S)
         simulated = f.settings.of(GovernorOptions).clock == "simulated" or not b.offset_s
         if abs(by) > EARLIER_S:
             told = f"its clock is {by:+.1f} s off that of the others"
         elif not simulated:
             told = f"its clock is {b.offset_s:+.1f} s off this machine's, which only a kept demo may be"
+        elif at is None:
+            told = "it does not say when its last cycle was"
         elif ahead > CLOCK_S or behind > max(15.0, b.interval_s):
             told = f"its last cycle was at {ahead:+.1f} s from now"
         else:

@@ -3,13 +3,14 @@
 It asks every service on its port, twice, reads Redis, works cases in lanes of its own, and judges what it read. Nothing
 is written outside those lanes, and no key of theirs is left: ``nothing-left`` looks for one.
 
-Exit codes: 0 every check passed; 1 one did not; 2 a mistake in the command; 69 Redis does not answer; 78 a mistake in
-the settings.
+Exit codes: 0 every check passed; 1 one did not, or the results cannot be written; 2 a mistake in the command; 69 Redis
+does not answer; 78 a mistake in the settings; 130 Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import secrets
 import sys
 import time
@@ -24,10 +25,11 @@ from quantum_alloc.services import app, proof_checks, proof_facts, proof_lane, s
 from quantum_alloc.services.logs import escape
 from quantum_alloc.services.options import Settings, load
 from quantum_alloc.services.proof import GROUPS, Count, Result, counted
+from quantum_alloc.services.proof_said import nobody
 from quantum_alloc.services.proof_services import services_of
 from quantum_alloc.services.trial_cli import count
 
-DONE, FAILED = 0, 1
+DONE, FAILED, STOPPED = 0, 1, 130
 ALL = "all"
 NOTHING_LEFT = "nothing-left"
 NOTHING_LEFT_MEANS = "no key of the proof's lanes is left behind"
@@ -122,7 +124,7 @@ class _Progress:
         self._shown = False
 
     def __call__(self, text: str) -> None:
-        if sys.stderr.isatty() and time.monotonic() - self._since > TOLD_AFTER_S:
+        if sys.stderr is not None and sys.stderr.isatty() and time.monotonic() - self._since > TOLD_AFTER_S:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
             self._shown = True
 
@@ -140,8 +142,8 @@ def prove(
     wait_s: float | None = None,
     only_look: bool = False,
     tell: Callable[[str], None] = lambda _: None,
-) -> tuple[list[Result], list[Count]]:
-    """Every check of some groups, and what each came to.
+) -> tuple[list[Result], list[Count], str]:
+    """Every check of some groups, what each came to, and what is to be said first.
 
     Args:
         settings: of all services.
@@ -161,7 +163,8 @@ def prove(
     if not only_look:
         tell("working the cases in lanes")
         results += in_lanes(settings, store, groups, f"p{secrets.token_hex(5)}")
-    return results, counted(results, due(groups, only_look=only_look))
+    note = nobody([facts.first[n] for n in names], [facts.second[n] for n in names])
+    return results, counted(results, due(groups, only_look=only_look)), note
 
 
 def _row(count: Count) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def _told(results: Sequence[Result], counts: Sequence[Count], *, verbose: bool) 
     parts = [show.table(rows)]
     shown = [r for r in results if verbose or not r.ok or not r.needed]
     width = show.width_of_terminal()
-    for verdict in ("PASS", "NOT NEEDED", "FAIL"):
+    for verdict in ("FAIL", "NOT NEEDED", "PASS"):
         lines = [f"{verdict}  {r.group} {r.check}: {r.case}: {r.detail}" for r in shown if r.verdict == verdict]
         if lines:
             parts.append("\n".join(fill(escape(line), width, subsequent_indent="  ") for line in lines))
@@ -190,8 +193,10 @@ def _told(results: Sequence[Result], counts: Sequence[Count], *, verbose: bool) 
 def _total(counts: Sequence[Count]) -> str:
     failed = [c for c in counts if not c.ok]
     cases = sum(c.passed for c in counts), sum(c.failed for c in counts), sum(c.not_needed for c in counts)
+    idle = sum(c.ok and not c.passed for c in counts)
     said = "PASS" if not failed else f"FAIL: {len(failed)} of"
-    return f"{said} {len(counts)} checks; {cases[0]} cases passed, {cases[1]} failed, {cases[2]} not needed here"
+    of = f", {idle} of them not needed here" if idle else ""
+    return f"{said} {len(counts)} checks{of}; {cases[0]} cases passed, {cases[1]} failed, {cases[2]} not needed"
 
 
 def _prove(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
@@ -200,14 +205,17 @@ def _prove(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
         told = meanings()
         wanted = due(groups, only_look=args.only_look)
         rows = [{"group": g, "check": c, "holds": told[c]} for g, c in wanted]
-        print(show.as_json(rows) if args.format == "json" else show.table(rows))
-        return DONE
+        return _shown(show.as_json(rows) if args.format == "json" else show.table(rows), DONE)
     settings = load(list(app.SERVICES), environ, together=False)
     store, progress = app.open_store(settings), _Progress()
     try:
-        results, counts = prove(
+        results, counts, note = prove(
             settings, store, groups, most=args.symbols, wait_s=args.wait, only_look=args.only_look, tell=progress
         )
+    except KeyboardInterrupt:
+        progress.end()
+        print("quantum-alloc: stopped, and the lanes are cleared", file=sys.stderr)
+        return STOPPED
     finally:
         progress.end()
         store.close()
@@ -215,13 +223,27 @@ def _prove(args: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if args.format == "json":
         found_ = {
             "passed": passed,
+            "note": note,
             "checks": [_row(c) for c in counts],
             "cases": [{**_case(r), "verdict": r.verdict} for r in results],
         }
-        print(show.as_json(found_))
+        text = show.as_json(found_)
     else:
-        print(_told(results, counts, verbose=args.verbose), _total(counts), sep="\n\n")
-    return DONE if passed else FAILED
+        first = f"{fill(note[0].upper() + note[1:], show.width_of_terminal())}.\n\n" if note else ""
+        text = f"{first}{_told(results, counts, verbose=args.verbose)}\n\n{_total(counts)}"
+    return _shown(text, DONE if passed else FAILED)
+
+
+def _shown(text: str, code: int) -> int:
+    """Print, and answer the exit code: that of the checks, but where nobody can know what they said."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to write at the end
+        if not isinstance(error, BrokenPipeError):  # a reader who has seen enough does not make a PASS of it
+            print(f"quantum-alloc: the results cannot be written: {error.strerror}", file=sys.stderr)
+            return FAILED
+    return code
 
 
 def _case(r: Result) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,6 +17,7 @@ from quantum_alloc.adapters import codec, server_check, wire
 from quantum_alloc.adapters.clock import Clock, ShiftedClock, WallClock, offset_s
 from quantum_alloc.adapters.flow_writes import STRESS_TTL_S
 from quantum_alloc.adapters.keys import Keys
+from quantum_alloc.adapters.server_check import Facts, is_another
 from quantum_alloc.adapters.store import Store, StoreError
 from quantum_alloc.adapters.universe import Universe
 from quantum_alloc.core import Reading, age_s
@@ -31,12 +32,18 @@ from quantum_alloc.services.options import (
     ProposerOptions,
     Settings,
 )
+from quantum_alloc.services.units import UNITS
 
 ASK_TIMEOUT_S = 1.0
 """From the first packet to the last: what answers slowly is not waited for."""
 ANSWER_LIMIT_BYTES = 64 * 1024
+OFFSET_MOST_S = 1e10
 OF_OURS = (b"200", b"503")
 """How a service answers, well or not."""
+NOT_OURS = " answers here"
+OK, NOT_REACHED, ELSEWHERE = "ok", "not reached", "works on another Redis"
+NEEDED = frozenset(name for name, unit in UNITS.items() if not unit.paper)
+"""Services of quantum-alloc.target, without which an installation does not work; the others count where they answer."""
 
 
 def services(settings: Settings) -> list[dict[str, Any]]:
@@ -62,9 +69,9 @@ def _service(name: str, host: str, port: int) -> dict[str, Any]:
     try:
         body = _body(_ask(host, port))
     except (OSError, ValueError):
-        return {**row, "state": "not reached"}
+        return {**row, "state": NOT_REACHED}
     if body.get("service") != name:
-        return {**row, "state": f"{body.get('service', 'another program')} answers here"}
+        return {**row, "state": f"{body.get('service', 'another program')}{NOT_OURS}"}
     state = body.get("status", "unknown") if body.get("ready") else "not ready"
     return {
         **row,
@@ -76,7 +83,40 @@ def _service(name: str, host: str, port: int) -> dict[str, Any]:
         "note": body.get("last_error") or body.get("nothing_written"),
         "clock_offset_s": body.get("clock_offset_s", 0.0),
         "started_at": body.get("started_at"),
+        "redis_run_id": body.get("redis_run_id"),
     }
+
+
+def judged(rows: Sequence[dict[str, Any]], ours: Facts) -> list[dict[str, Any]]:
+    """The services' rows, with nothing taken from those that work on another server than ours.
+
+    Args:
+        rows: what the services said.
+        ours: what our server tells of itself.
+    """
+    return [
+        {"service": row["service"], "port": row["port"], "state": ELSEWHERE}
+        if is_another(row.get("redis_run_id"), row.get("last_cycle_s"), ours)
+        else row
+        for row in rows
+    ]
+
+
+def down(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is not well, a few words each: of what an installation needs everything, of the others those that answer.
+
+    Args:
+        rows: of the services.
+
+    >>> down([{"service": "feed", "state": "not reached"}, {"service": "budget", "state": "not reached"}])
+    ['budget not reached']
+    """
+    wrong = (row for row in rows if row["state"] != OK)
+    return [f"{r['service']} {r['state']}" for r in wrong if r["service"] in NEEDED or not _is_absent(r["state"])]
+
+
+def _is_absent(state: str) -> bool:
+    return state == NOT_REACHED or state.endswith(NOT_OURS)
 
 
 def clock_of(settings: Settings, asked: Sequence[dict[str, Any]] | None = None) -> Clock:
@@ -86,11 +126,12 @@ def clock_of(settings: Settings, asked: Sequence[dict[str, Any]] | None = None) 
         settings: they name the services' addresses, and whether these may live on a clock of their own.
         asked: what the services said; None asks them, where that may be so.
     """
-    if asked is None:
-        asked = services(settings) if settings.of(GovernorOptions).clock == "simulated" else ()
-    told = {row["clock_offset_s"] for row in asked if isinstance(row.get("clock_offset_s"), int | float)}
-    offset = float(told.pop()) if len(told) == 1 else 0.0
-    return ShiftedClock(offset) if offset else WallClock()
+    if settings.of(GovernorOptions).clock != "simulated":
+        return WallClock()
+    rows = services(settings) if asked is None else asked
+    told = {offset for row in rows if isinstance(offset := row.get("clock_offset_s"), int | float)}
+    offset = told.pop() if len(told) == 1 else 0.0
+    return ShiftedClock(float(offset)) if 0.0 < abs(offset) < OFFSET_MOST_S else WallClock()
 
 
 def _ask(host: str, port: int) -> bytes:
@@ -119,7 +160,7 @@ def _body(answer: bytes) -> dict[str, Any]:
         return {}
     try:
         body = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
 
@@ -235,16 +276,12 @@ def last_cycle(store: Store, keys: Keys, now: float) -> dict[str, Any] | None:
     return {**shown, "age_s": None if when is None else age_s(when, now)}
 
 
-def server(store: Store) -> dict[str, Any]:
+def server(facts: Facts) -> dict[str, Any]:
     """What the server tells of its settings, and what it lacks.
 
     Args:
-        store: where to look.
-
-    Raises:
-        StoreError: Redis does not answer.
+        facts: that it tells.
     """
-    facts = server_check.read_facts(store)
     lacks = server_check.judge(facts, guards=False).lacks
     return {
         "server": facts.version,
@@ -257,14 +294,32 @@ def server(store: Store) -> dict[str, Any]:
     }
 
 
+def asked(settings: Settings, store: Store) -> tuple[list[dict[str, Any]], Facts | None, str]:
+    """The services' rows, what our server tells of itself, and what kept us from reading it.
+
+    Args:
+        settings: of all services.
+        store: where to look.
+    """
+    rows = services(settings)
+    try:
+        facts = server_check.read_facts(store)
+    except StoreError as error:
+        return rows, None, str(error)
+    return judged(rows, facts), facts, ""
+
+
 def gather(settings: Settings, store: Store) -> tuple[dict[str, Any], str]:
     """Everything that ``status`` shows, and what kept it from reading Redis; ages by the services' clock."""
-    rows = services(settings)
+    rows, facts, trouble = asked(settings, store)
     clock = clock_of(settings, rows)
     now = clock.now()
-    found: dict[str, Any] = {"services": rows, "redis": settings.redis.address(), "clock_offset_s": offset_s(clock)}
+    found: dict[str, Any] = {"services": rows, "down": down(rows), "redis": settings.redis.address()}
+    found["clock_offset_s"] = offset_s(clock)
+    if facts is None:
+        return found, trouble
     try:
-        found["server"] = server(store)
+        found["server"] = server(facts)
         found["inputs"] = inputs(store, settings, now)
         found["clusters"] = clusters(store, settings.keys, now)
         found["gates"] = governor_status.gates(settings.of(GovernorOptions).params())

@@ -10,7 +10,8 @@ registry says, and else says how much of the last ten minutes was real. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from quantum_alloc.adapters.effects import Command, Reply
@@ -26,7 +27,8 @@ from quantum_alloc.core.governor_params import GATES
 from quantum_alloc.core.vacuity import UNKNOWING
 from quantum_alloc.services.app import SERVICES
 from quantum_alloc.services.options import Settings
-from quantum_alloc.services.proof_pages import Page, pages
+from quantum_alloc.services.proof_pages import Labels, Page, pages
+from quantum_alloc.services.status import ELSEWHERE, NOT_REACHED
 from quantum_alloc.services.vacuity import GATE, INPUT
 
 SAMPLE = 20
@@ -36,8 +38,8 @@ ENTRIES = 5
 FIELDS_MOST = 1_000
 CONSTANT_S = 3600.0
 OFF, BLIND, UNUSABLE, PARTLY, CONSTANT = "off contract", "BLIND", "unusable", "partly blind", "constant"
-NOT_REACHED, NEVER, WELL = "not reached", "never reached", "ok"
-ORDER = (BLIND, OFF, UNUSABLE, PARTLY, CONSTANT, NOT_REACHED, NEVER, WELL)
+NEVER, WELL = "never reached", "ok"
+ORDER = (BLIND, OFF, ELSEWHERE, UNUSABLE, PARTLY, CONSTANT, NOT_REACHED, WELL, NEVER)
 """States, the worst first."""
 MEANING: Mapping[str, str] = {
     BLIND: "it counts, and has had no real data for 10 minutes",
@@ -45,10 +47,12 @@ MEANING: Mapping[str, str] = {
     UNUSABLE: "nothing of the last 10 minutes was real",
     PARTLY: "some of the last 10 minutes was not real",
     CONSTANT: "no usable value has changed for an hour",
+    ELSEWHERE: "the service on this port belongs to another installation",
     NOT_REACHED: "the service does not answer on its port",
-    NEVER: "nothing has been looked at since the start",
     WELL: "all of the last 10 minutes was real, or nothing was looked at",
+    NEVER: "nothing has been looked at since the start",
 }
+NOBODY = "no service answers on its port, so nothing is known of what they look at: see 'quantum-alloc status'"
 COLUMNS = ("service", "name", "state", "armed", "looks", "real", "age_s", "same_s", "not_real", "contract")
 ROWS: Mapping[tuple[str, str], str] = {(service, r.name): r.record for service, rows in INPUTS.items() for r in rows}
 
@@ -134,8 +138,13 @@ def _first(found: Iterable[tuple[str, Sequence[str]]]) -> str:
 # ---- decide
 
 
+def _samples(page: Page, metric: str) -> Iterator[tuple[Labels, float]]:
+    """The samples of a metric that are numbers: a page may come from anybody."""
+    return ((labels, value) for labels, value in page.samples.get(metric, ()) if isfinite(value))
+
+
 def _sample(page: Page, metric: str, kind: str, name: str) -> float | None:
-    for labels, value in page.samples.get(metric, ()):
+    for labels, value in _samples(page, metric):
         if labels.get("kind") == kind and labels.get("name") == name:
             return value
     return None
@@ -145,18 +154,19 @@ def _looks(page: Page, kind: str, name: str) -> tuple[float, dict[str, float]]:
     """How often something was looked at since the start, and how often for nothing, by reason."""
     looks, reasons = 0.0, dict[str, float]()
     if kind == INPUT:
-        for labels, n in page.samples.get("quantum_alloc_inputs_total", ()):
+        for labels, n in _samples(page, "quantum_alloc_inputs_total"):
             if labels.get("input") == name:
                 looks += n
                 if labels.get("reason") != "ok" and n:
-                    reasons[labels["reason"]] = n
+                    reasons[labels.get("reason", "")] = n
         return looks, reasons
-    for labels, n in page.samples.get("quantum_alloc_gate_outcomes_total", ()):
+    for labels, n in _samples(page, "quantum_alloc_gate_outcomes_total"):
         if labels.get("gate") != name or labels.get("outcome") == Outcome.NOT_APPLICABLE.value:
             continue
+        reason = labels.get("reason", "")
         looks += n
-        if n and (labels.get("outcome") == Outcome.FAIL_OPEN.value or labels.get("reason") in UNKNOWING):
-            reasons[labels["reason"]] = reasons.get(labels["reason"], 0.0) + n
+        if n and (labels.get("outcome") == Outcome.FAIL_OPEN.value or reason in UNKNOWING):
+            reasons[reason] = reasons.get(reason, 0.0) + n
     return looks, reasons
 
 
@@ -190,7 +200,7 @@ def state_of(
 def _row(page: Page, kind: str, name: str, wrong: str) -> dict[str, Any]:
     flag = _sample(page, "quantum_alloc_armed_but_blind", kind, name)
     ratio = _sample(page, "quantum_alloc_real_data_ratio", kind, name)
-    constants = page.samples.get("quantum_alloc_input_constant_seconds", ())
+    constants = _samples(page, "quantum_alloc_input_constant_seconds")
     constant_s = next((v for labels, v in constants if kind == INPUT and labels.get("input") == name), None)
     looks, reasons = _looks(page, kind, name)
     state = state_of(
@@ -213,19 +223,23 @@ def _row(page: Page, kind: str, name: str, wrong: str) -> dict[str, Any]:
     }
 
 
-def ledger(found: Mapping[str, Page], wrong: Mapping[str, str]) -> list[dict[str, Any]]:
+def ledger(
+    found: Mapping[str, Page], wrong: Mapping[str, str], elsewhere: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """One row a service and input or gate, the worst first.
 
     Args:
         found: what each service answers.
         wrong: by row of the registry, what breaks the contract; empty where Redis was not asked.
+        elsewhere: services that work on another server: nothing is taken from them.
     """
     rows: list[dict[str, Any]] = []
     for service in SERVICES:
         page, inputs = found[service], INPUTS[service]
-        if not page.is_here:
+        if not page.is_here or service in elsewhere:
             if inputs:
-                rows.append({**dict.fromkeys(COLUMNS), "kind": "", "service": service, "state": NOT_REACHED})
+                state = ELSEWHERE if service in elsewhere else NOT_REACHED
+                rows.append({**dict.fromkeys(COLUMNS), "kind": "", "service": service, "state": state})
             continue
         rows += [_row(page, INPUT, one.name, wrong.get(one.record, "")) for one in inputs]
         if service == "governor":
@@ -256,17 +270,56 @@ def is_red(rows: Sequence[Mapping[str, Any]]) -> bool:
     return any(row["armed"] and row["state"] in (BLIND, OFF) for row in rows)
 
 
-def gather(settings: Settings, store: Store, now: float) -> tuple[list[dict[str, Any]], str]:
-    """The ledger, and what kept it from reading Redis.
+def gather(
+    settings: Settings, store: Store, now: float, elsewhere: Collection[str] = ()
+) -> tuple[list[dict[str, Any]], str, str]:
+    """The ledger, what kept it from reading Redis, and why it may not be ours.
 
     Args:
         settings: of all services.
         store: where to look.
         now: unix seconds.
+        elsewhere: services that work on another server.
     """
     found, wrong, trouble = pages(settings), dict[str, str](), ""
     try:
         wrong = contract(store, settings, now)
     except StoreError as error:
         trouble = str(error)
-    return ledger(found, wrong), trouble
+    ours = {name: page for name, page in found.items() if page.is_here and name not in elsewhere}
+    strange = strangers(ours, settings.redis.address()) if ours else NOBODY
+    return ledger(found, wrong, elsewhere), trouble, strange
+
+
+def strangers(found: Mapping[str, Page], address: str) -> str:
+    """That services on our ports belong to another installation; empty where all are ours, or tell their server's run.
+
+    Args:
+        found: what each service answers.
+        address: of the server that we look at.
+
+    >>> ours = {"feed": Page("feed", 1, health={"service": "feed", "redis": "redis://me:***@a:6379/0"})}
+    >>> strangers(ours, "redis://a:6379"), strangers(ours, "redis://b:6379")[:66]
+    ('', 'feed: another server stands behind this port, a:6379/0 and not b:6')
+    """
+    told = {name: page.health for name, page in found.items() if page.is_here and not page.health.get("redis_run_id")}
+    theirs = {name: _place(str(health.get("redis", ""))) for name, health in told.items()}
+    others = {name: place for name, place in theirs.items() if place and _plain(place) != _plain(_place(address))}
+    if not others:
+        return ""
+    place = next(iter(others.values()))
+    which = "this port" if len(others) == 1 else "these ports"
+    return (
+        f"{', '.join(others)}: another server stands behind {which}, {place} and not {_place(address)}:"
+        " is it another installation? If not, name the server as the services do"
+    )
+
+
+def _place(address: str) -> str:
+    """Host, port and database of an address, without scheme, login and options."""
+    return address.rpartition("://")[2].rpartition("@")[2].partition("?")[0]
+
+
+def _plain(place: str) -> str:
+    """The same for addresses that are the same but for what goes without saying."""
+    return place.replace("localhost", "127.0.0.1").removesuffix("/").removesuffix("/0")
