@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def any_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
     """A real server of each kind."""
     with EmbeddedServer(program_of(request.param)) as server:
         yield server
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What is logged from INFO on, whatever the tests before have set up in this process."""
+    ours = [name for name in logging.root.manager.loggerDict if name.startswith("quantum_alloc.")]
+    for name, level in (("quantum_alloc", logging.INFO), *((name, logging.NOTSET) for name in ours)):
+        caplog.set_level(level, name)
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ clock of the test's.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -366,11 +365,9 @@ def test_headroom_follows_verdicts_and_loosens_with_time(
 def test_a_limit_that_is_nearly_used_up_is_told_once(
     one_client: Client,
     governed: tuple[g.Governing, SetClock],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    heard: pytest.LogCaptureFixture,
 ) -> None:
     """From 80 % on one line, and one when it is below 75 % again; the gate's and the symbol's names stand in it."""
-    monkeypatch.setattr(logging.getLogger("quantum_alloc"), "propagate", True)
     one, clock = governed
     told: list[dict[str, Any]] = []
     steps = ((120.0, 1), (119.0, 1), (2_000.0, 2), (118.0, 3))  # 100 USD are held
@@ -379,7 +376,7 @@ def test_a_limit_that_is_nearly_used_up_is_told_once(
         g.target(one_client, S, usd, at)
         g.budget(one_client, S, 1_000.0, at)
         asked(one_client, one, clock, at, f"p{i}")
-        told = [r.fields for r in caplog.records if getattr(r, "fields", {}).get("state") == "headroom"]  # type: ignore[attr-defined]
+        told = [r.fields for r in heard.records if getattr(r, "fields", {}).get("state") == "headroom"]  # type: ignore[attr-defined]
         assert len([f for f in told if f["gate"] == "0.5"]) == lines
     assert {(f["gate"], f["symbol"]) for f in told} == {("0.5", S)}
     assert [f["to"] for f in told] == ["short", "ok", "short"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 from typing import cast
 
@@ -49,38 +48,32 @@ def test_symbols_beyond_the_labels_are_left_out() -> None:
     assert {symbol for _, symbol in metrics.values(NAME)} == {"A", "B"}
 
 
-def test_a_symbol_stays_short_until_it_is_looked_at_again(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_symbol_stays_short_until_it_is_looked_at_again(heard: pytest.LogCaptureFixture) -> None:
     """Verdicts on others end no warning; what nobody knows any more after an hour does, at the next second."""
-    monkeypatch.setattr(logging.getLogger("quantum_alloc"), "propagate", True)
     one = Headroom(Metrics("governor"), P, 10)
     one.see(seen("A", 0.0, g0_5=0.9))
     one.tell(0)
     for i in range(1, 4):
         one.see(seen("B", 0.1 * i, g0_5=0.1))
         one.tell(round(0.1 * i * US))
-    assert len(caplog.records) == 1
+    assert len(heard.records) == 1
     one.tell(3_601 * US)
-    assert [r.fields["to"] for r in caplog.records] == ["short", "ok"]  # type: ignore[attr-defined]
+    assert [r.fields["to"] for r in heard.records] == ["short", "ok"]  # type: ignore[attr-defined]
 
 
-def test_lines_are_bounded_however_many_symbols_come_and_go(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lines_are_bounded_however_many_symbols_come_and_go(heard: pytest.LogCaptureFixture) -> None:
     """A busy governor whose symbols are short in one cycle and well in the next: at most 20 lines in an hour."""
-    monkeypatch.setattr(logging.getLogger("quantum_alloc"), "propagate", True)
     one = Headroom(Metrics("governor"), P, 10_000)
     for i in range(0, 3_600, 10):
         for symbol in range(3):
             share = 0.9 * (i // 10 % 2)
             one.see(seen(f"S{(i + symbol) % 200}", i, g0_5=share, g5=0.9, g4_total=share))
         one.tell(i * US)
-    assert len(caplog.records) == LINES_AN_HOUR
-    assert "more are not told for an hour" in caplog.records[-1].getMessage()
+    assert len(heard.records) == LINES_AN_HOUR
+    assert "more are not told for an hour" in heard.records[-1].getMessage()
     one.see(seen("NEW", 3_600.0, g0_5=0.9))
     one.tell(3_600 * US)
-    assert len(caplog.records) > LINES_AN_HOUR
+    assert len(heard.records) > LINES_AN_HOUR
 
 
 def test_a_page_is_read_while_verdicts_come() -> None:

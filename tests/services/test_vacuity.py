@@ -74,11 +74,8 @@ def test_the_reasons_stand_in_the_docs(service: str) -> None:
         assert constant == (f"no: {row.constant}" if row.constant else moves)
 
 
-def test_a_service_goes_blind_at_ten_minutes_and_says_so_once(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_service_goes_blind_at_ten_minutes_and_says_so_once(heard: pytest.LogCaptureFixture) -> None:
     """At 600 s and not before, with time alone; one line when it begins and one when it ends."""
-    monkeypatch.setattr(logging.getLogger("quantum_alloc"), "propagate", True)
     metrics = Metrics("allocation")
     watch = Watch(metrics, "enforce", unused=("proposal",))
     watch.inputs(1_000.0, {("budget", "stale"): 3})
@@ -90,11 +87,11 @@ def test_a_service_goes_blind_at_ten_minutes_and_says_so_once(
     watch.tell(1_701.0)
     assert metrics.value(BLIND, "input", "budget") == 0.0
     assert metrics.value("quantum_alloc_real_data_ratio", "input", "budget") == 0.5
-    told = [(r.levelname, r.fields["to"], r.fields["what"]) for r in caplog.records]  # type: ignore[attr-defined]
+    told = [(r.levelname, r.fields["to"], r.fields["what"]) for r in heard.records]  # type: ignore[attr-defined]
     assert told == [("WARNING", "blind", "input budget"), ("WARNING", "ok", "input budget")]
 
 
-def test_what_may_be_absent_is_no_look_while_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_may_be_absent_is_no_look_while_it_is(heard: pytest.LogCaptureFixture) -> None:
     """A position that nobody holds says nothing; one that is out of date does."""
     metrics = Metrics("budget")
     watch = Watch(metrics, "enforce")
@@ -106,7 +103,7 @@ def test_what_may_be_absent_is_no_look_while_it_is(caplog: pytest.LogCaptureFixt
     assert metrics.value("quantum_alloc_inputs_total", "position", "missing") == 4.0
     watch.inputs(900.0, {("position", "missing"): 4, ("position", "stale"): 1})
     assert metrics.value("quantum_alloc_real_data_ratio", "input", "position") == 0.0
-    assert not caplog.records
+    assert not heard.records
 
 
 def test_none_where_some_were_due_is_a_look_at_nothing() -> None:

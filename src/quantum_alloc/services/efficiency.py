@@ -102,8 +102,8 @@ def tell(m: Metrics, watch: Watch, mode: str, seen: Seen, made: EfficiencyCycle,
     m.set("quantum_alloc_refused_names", seen.symbols.refused)
     m.set("quantum_alloc_dropped_symbols", seen.symbols.dropped)
     following.tell(m, seen.followed, len(made.states), len(made.dropped))
-    attributions = {i.symbol: i.attribution for i in seen.inputs}
-    targets = {i.symbol: i.target for i in seen.inputs}
+    attributions = {d.symbol: d.inputs.attribution for d in made.decisions}
+    targets = {d.symbol: d.inputs.target for d in made.decisions}
     looked = Counter(following.looked(seen.followed))
     looked.update(("attribution", r.state) for r in attributions.values())
     looked.update(("target", r.state) for r in targets.values())
