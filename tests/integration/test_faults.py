@@ -352,7 +352,7 @@ def test_large_portfolios_are_written_lowered_first(proxy: FaultProxy, one_clien
         return {s: 10.0 if (i < n // 2) == bool(low) else 90.0 for i, s in enumerate(names)}
 
     cap = 0.60 * 100_000
-    store = Store(proxy.url)
+    store = Store(proxy.url, timeout_s=5.0)  # a busy machine may take its time for 2,400 symbols through a proxy
     cuts = 0
     for k in (None, 0, 1, 2):
         proxy.heal()
