@@ -240,7 +240,8 @@ def test_sigkill_at_random_instants(one_server: EmbeddedServer, one_client: Clie
                 service.process.kill()
                 assert service.wait() == -signal.SIGKILL
                 killed += 1
-    with governor(one_server.url, tmp_path):
+    with governor(one_server.url, tmp_path) as service:
+        until(service.ready, 10, "its journal is read")
         until(lambda: is_settled(one_client), 10, "nothing is pending")
     sent = Counter(f["plan_id"] for _, f in one_client.xrange(gov.PLANS))
     assert answered(one_client) == sent
@@ -273,7 +274,8 @@ def test_sigterm_at_random_instants(one_server: EmbeddedServer, one_client: Clie
             path = tmp_path / journals.file_name("gov-a")
             assert all(e.is_done for e in journals.read(path)), "an intent without an outcome"
             assert Counter(e.plan_id for e in journals.read(path)) == permits(one_client)
-    with governor(one_server.url, tmp_path):
+    with governor(one_server.url, tmp_path) as service:
+        until(service.ready, 10, "its journal is read")
         until(lambda: is_settled(one_client), 10, "nothing is pending")
     assert answered(one_client) == Counter(f["plan_id"] for _, f in one_client.xrange(gov.PLANS))
     agree(one_client, [f"S{n:02}" for n in range(10)], tmp_path)
